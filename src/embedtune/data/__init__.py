@@ -1,0 +1,1 @@
+"""Labelled texts: reading them, cleaning them, splitting them without leaks."""

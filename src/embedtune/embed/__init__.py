@@ -1,0 +1,1 @@
+"""Views: turning texts into matrices, and keeping the matrices."""

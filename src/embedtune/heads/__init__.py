@@ -1,0 +1,1 @@
+"""Heads: classifiers on one 2-D matrix whose columns are blocks."""
