@@ -88,7 +88,7 @@ def build_tiny_bert(folder: Path, *, seed: int = 0, n_layers: int = 3) -> Path:
 
 
 def build_tiny_roberta(folder: Path, *, seed: int = 0, n_layers: int = 3) -> Path:
-    """Write a RoBERTa (byte-level BPE, <s> and </s>, positions offset by the pad id) and return its folder."""
+    """Write a RoBERTa (byte-level BPE, <s> and </s>, positions after the pad id); return its folder."""
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
