@@ -1,0 +1,253 @@
+"""Where a table lies: paths, lock, key file, time of last use; on a local disk or in an object store."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from embedtune.embed.store_key import StoreKey
+from embedtune.errors import EmbedtuneError, MissingExtraError, ResourceError, StoreError
+
+LOCK_TIMEOUT = 600.0  # seconds; an append takes well under one
+TOUCH_AFTER = timedelta(minutes=10)
+_DISK_FULL = re.compile(r"no space left|disk quota exceeded|os error (28|122)\b", re.IGNORECASE)
+
+
+def import_lance() -> Any:
+    """Return the module `lance`, which is imported nowhere before it is needed."""
+    try:
+        import lance
+    except ImportError as error:
+        raise MissingExtraError(
+            "the embedding store needs Lance, which isn't installed: run `pip install pylance`, "
+            "or set store=None to compute embeddings each time."
+        ) from error
+    return lance
+
+
+@dataclass(frozen=True)
+class Place:
+    """One table's folder under the store's root.
+
+    Attributes
+    ----------
+    root : str
+        An absolute local path, or an object-store URI such as ``s3://bucket/folder``.
+    digest : str
+        Of the table's key; the folder's name.
+    """
+
+    root: str
+    digest: str
+
+    @property
+    def is_local(self) -> bool:
+        """Whether files can be locked and renamed here."""
+        return is_local(self.root)
+
+    @property
+    def uri(self) -> str:
+        """The table's folder."""
+        return f"{self.root}/{self.digest}"
+
+    @property
+    def table_uri(self) -> str:
+        """The Lance data set inside the folder."""
+        return f"{self.uri}/table.lance"
+
+    def open(self) -> Any | None:
+        """Return the newest version as a Lance data set, None where there is no table.
+
+        Raises
+        ------
+        StoreError
+            If there is a table that can't be opened.
+        """
+        lance = import_lance()
+        try:
+            return lance.dataset(self.table_uri)
+        except (ValueError, OSError) as error:
+            if not self._has_versions():
+                return None
+            raise describe_damage(self.digest, error) from error
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from writing this table; does nothing in an object store.
+
+        The lock file lies outside the table's folder: pruning mustn't delete it under a waiting writer.
+        """
+        if not self.is_local:
+            yield
+            return
+        from filelock import FileLock, Timeout
+
+        lock_path = Path(self.root) / ".locks" / f"{self.digest}.lock"
+        lock_path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(lock_path, timeout=LOCK_TIMEOUT):
+                yield
+        except Timeout as error:
+            raise StoreError(
+                f"another process has held '{lock_path}' for {LOCK_TIMEOUT:.0f} s: "
+                "see whether an embedtune process hangs, stop it and try again."
+            ) from error
+
+    def write_key(self, key: StoreKey) -> None:
+        """Save the key's readable form, once."""
+        filesystem, folder = open_filesystem(self.uri)
+        if _exists(filesystem, f"{folder}/key.json"):
+            return
+        filesystem.create_dir(folder, recursive=True)
+        # Written aside first: a reader or a full disk never leaves half a key.
+        with filesystem.open_output_stream(f"{folder}/key.json.new") as stream:
+            stream.write(key.to_json().encode("utf-8"))
+        filesystem.move(f"{folder}/key.json.new", f"{folder}/key.json")
+
+    def read_key(self) -> StoreKey:
+        """Read what `write_key` saved.
+
+        Raises
+        ------
+        StoreError
+            If there is no key, or it can't be read or belongs to another folder.
+        """
+        filesystem, folder = open_filesystem(self.uri)
+        try:
+            with filesystem.open_input_stream(f"{folder}/key.json") as stream:
+                key = StoreKey.from_json(stream.read().decode("utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise StoreError(f"key.json can't be read ({shorten(error)})") from error
+        if key.digest() != self.digest:
+            raise StoreError(f"key.json belongs to {key.digest()}")
+        return key
+
+    def touch(self) -> None:
+        """Note that the table is in use now; a store that can't be written is left alone."""
+        used = self.last_used()
+        if used is not None and datetime.now(UTC) - used < TOUCH_AFTER:
+            return
+        filesystem, folder = open_filesystem(self.uri)
+        try:
+            with filesystem.open_output_stream(f"{folder}/last_used"):
+                pass
+        except OSError:
+            return
+
+    def last_used(self) -> datetime | None:
+        """Return when the table was last read or written, to ten minutes; None where nothing tells."""
+        filesystem, folder = open_filesystem(self.uri)
+        info = filesystem.get_file_info(f"{folder}/last_used")
+        used: datetime | None = info.mtime
+        return used
+
+    def measure_bytes(self) -> int:
+        """Return what the folder takes."""
+        from pyarrow.fs import FileSelector
+
+        filesystem, folder = open_filesystem(self.uri)
+        selector = FileSelector(folder, recursive=True, allow_not_found=True)
+        return sum(info.size for info in filesystem.get_file_info(selector) if info.is_file)
+
+    def delete(self) -> int:
+        """Delete the table and its folder, and return the bytes freed; waiting writers start a new one.
+
+        On a local disk it is moved aside first, so that nobody sees half a table, not even after a crash.
+        """
+        filesystem, folder = open_filesystem(self.uri)
+        with explain_storage_errors(self), self.lock():
+            n_bytes = self.measure_bytes()
+            if self.is_local:
+                aside = f"{folder.removesuffix(self.digest)}.pruned-{self.digest}"
+                if _exists(filesystem, aside):
+                    filesystem.delete_dir(aside)
+                filesystem.move(folder, aside)
+                folder = aside
+            filesystem.delete_dir(folder)
+        return n_bytes
+
+    def _has_versions(self) -> bool:
+        filesystem, folder = open_filesystem(self.uri)
+        return _exists(filesystem, f"{folder}/table.lance")
+
+
+def is_local(uri: str) -> bool:
+    """Tell whether the URI names a folder of this machine."""
+    return "://" not in uri or uri.startswith("file://")
+
+
+def open_filesystem(uri: str) -> tuple[Any, str]:
+    """Return pyarrow's file system for the URI and the path in it.
+
+    Raises
+    ------
+    StoreError
+        If pyarrow knows no file system for it.
+    """
+    from pyarrow.fs import FileSystem
+
+    try:
+        filesystem, path = FileSystem.from_uri(uri)
+    except (ValueError, NotImplementedError, OSError) as error:
+        raise StoreError(
+            f"the store '{uri}' can't be opened ({shorten(error)}): "
+            "give a local folder, or a URI that pyarrow knows, such as s3://bucket/folder or gs://bucket/folder."
+        ) from error
+    return filesystem, path
+
+
+@contextmanager
+def explain_storage_errors(place: Place) -> Iterator[None]:
+    """Turn what Lance, pyarrow and the system raise inside the block into one-line errors of ours.
+
+    Raises
+    ------
+    ResourceError
+        If the disk is full or the quota used up.
+    StoreError
+        For anything else that can't be read or written.
+    """
+    try:
+        yield
+    except EmbedtuneError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        if _DISK_FULL.search(str(error)):
+            raise ResourceError(
+                f"no space left for the embedding store in '{place.root}': free some "
+                "(`embedtune store prune`) or set EMBEDTUNE_STORE to a larger disk, then run the same "
+                "command again; nothing stored is lost."
+            ) from error
+        if isinstance(error, PermissionError):
+            raise StoreError(
+                f"the store '{place.root}' can't be written ({shorten(error)}): "
+                "set EMBEDTUNE_STORE to a folder of yours."
+            ) from error
+        raise describe_damage(place.digest, error) from error
+
+
+def describe_damage(digest: str, error: BaseException) -> StoreError:
+    """Return the error that tells how to get rid of a damaged table."""
+    return StoreError(
+        f"table {digest} of the embedding store can't be used ({shorten(error)}): "
+        "run `embedtune store verify` to see what is damaged and "
+        f"`embedtune store prune {digest}` to delete it; its embeddings are then computed again."
+    )
+
+
+def shorten(error: BaseException) -> str:
+    """Return the message on one line, without Lance's source positions."""
+    message = re.sub(r",? ?/[^ ]*/rust/[^ ]*\.rs:\d+:\d+", "", " ".join(str(error).split()))
+    return message if len(message) <= 200 else f"{message[:197]}..."
+
+
+def _exists(filesystem: Any, path: str) -> bool:
+    from pyarrow.fs import FileType
+
+    kind = filesystem.get_file_info(path).type
+    return bool(kind != FileType.NotFound)
