@@ -1,0 +1,163 @@
+"""StackHead: a logistic regression per view, joined by one more on their out-of-fold opinions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import log_softmax
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from embedtune.errors import ConfigError
+from embedtune.heads.blocks import Floats, Matrix, slice_blocks, split_blocks
+from embedtune.heads.crossfit import CrossFit
+from embedtune.heads.linear import LogisticHead, cross_fit_logistic
+from embedtune.heads.training import ClassWeight, TrainingRows, check_folds, read_training_rows
+
+
+class StackHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Stacked generalisation over views.
+
+    Each view's logistic regression is cross-fitted once: the pass that chooses its C also gives the
+    out-of-fold log-probabilities that the joining regression learns from. Then the views are refitted on all
+    rows.
+
+    Parameters
+    ----------
+    widths : sequence of int, optional
+        Columns of each block, in order; one block by default.
+    views : sequence of sequences of int, optional
+        Block numbers of each view; each block its own view by default. A block may be in several views.
+    cv : int
+        Folds: stratified, whole groups, the same for all views.
+    class_weight : "balanced", dict or None
+    random_state : int
+
+    Attributes
+    ----------
+    heads_ : list of LogisticHead
+        One per view, in the order of `views_`.
+    joiner_ : LogisticHead
+        On the views' log-probabilities, (n, n_views · K).
+    views_, widths_ : tuple
+    classes_ : ndarray of shape (K,)
+
+    References
+    ----------
+    Wolpert, "Stacked generalization", Neural Networks 5 (1992).
+    """
+
+    classes_: NDArray[Any]
+
+    def __init__(
+        self,
+        widths: Sequence[int] | None = None,
+        *,
+        views: Sequence[Sequence[int]] | None = None,
+        cv: int = 5,
+        class_weight: ClassWeight = None,
+        random_state: int = 0,
+    ) -> None:
+        self.widths = widths
+        self.views = views
+        self.cv = cv
+        self.class_weight = class_weight
+        self.random_state = random_state
+
+    def fit(self, X: Matrix, y: ArrayLike, groups: ArrayLike | None = None) -> Self:
+        """Fit to `X` (n, n_features), dense or CSR, and labels `y` (n,); rows of one group share a fold.
+
+        Raises
+        ------
+        ConfigError
+            If a parameter is out of range, or widths or views don't fit `X`.
+        DataError
+            If there is one class only, or one group.
+        """
+        self._fit_rows(read_training_rows(self, X, y, groups=groups))
+        return self
+
+    def _fit_rows(self, rows: TrainingRows) -> CrossFit:
+        """Fit, and return the joining regression's own cross-fit: the stack's out-of-fold scores."""
+        check_folds(self.cv)
+        self.views_ = resolve_views(self.views, len(rows.widths))
+        self.widths_ = rows.widths
+        self.heads_: list[LogisticHead] = []
+        opinions = []
+        for view in self.views_:
+            widths = tuple(rows.widths[block] for block in view)
+            matrix = split_blocks(slice_blocks(rows.X, rows.widths, view), widths)
+            found = self._cross_fit(matrix, rows)
+            opinions.append(log_softmax(found.scores, axis=1))
+            head = LogisticHead(widths, C=found.strength, class_weight=self.class_weight)
+            head.n_features_in_ = sum(widths)
+            self.heads_.append(head._fit_all(matrix, rows, C=found.strength))
+        joined = np.hstack(opinions)
+        matrix = split_blocks(joined, (joined.shape[1],))
+        found = self._cross_fit(matrix, rows)
+        self.joiner_ = LogisticHead(C=found.strength, class_weight=self.class_weight)
+        self.joiner_.n_features_in_ = joined.shape[1]
+        self.joiner_._fit_all(matrix, rows, C=found.strength)
+        self.classes_ = rows.classes
+        return found
+
+    def _cross_fit(self, matrix: Any, rows: TrainingRows) -> CrossFit:
+        return cross_fit_logistic(
+            matrix, rows, C="auto", cv=self.cv, random_state=self.random_state, every_row=True
+        )
+
+    def predict_view_probabilities(self, X: Matrix) -> Floats:
+        """Return each view's own probabilities, (n_views, n, K)."""
+        check_is_fitted(self)
+        X = validate_data(self, X, accept_sparse="csr", dtype=[np.float32, np.float64], reset=False)
+        return np.stack(
+            [
+                head.predict_proba(slice_blocks(X, self.widths_, view))
+                for head, view in zip(self.heads_, self.views_, strict=True)
+            ]
+        )
+
+    def predict_proba(self, X: Matrix) -> Floats:
+        """Return probabilities (n, K), float64, columns in the order of `classes_`."""
+        check_is_fitted(self)
+        X = validate_data(self, X, accept_sparse="csr", dtype=[np.float32, np.float64], reset=False)
+        opinions = [
+            log_softmax(head.compute_scores(slice_blocks(X, self.widths_, view)), axis=1)
+            for head, view in zip(self.heads_, self.views_, strict=True)
+        ]
+        return self.joiner_.predict_proba(np.hstack(opinions))
+
+    def predict(self, X: Matrix) -> NDArray[Any]:
+        """Return the likeliest class of each row."""
+        best = self.predict_proba(X).argmax(axis=1)
+        labels: NDArray[Any] = self.classes_[best]
+        return labels
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+
+def resolve_views(views: Sequence[Sequence[int]] | None, n_blocks: int) -> tuple[tuple[int, ...], ...]:
+    """Return the views as tuples of block numbers; `None` makes each block a view.
+
+    Raises
+    ------
+    ConfigError
+        If a view is empty, repeats a block or names one that doesn't exist.
+    """
+    if views is None:
+        return tuple((block,) for block in range(n_blocks))
+    resolved = tuple(tuple(int(block) for block in view) for view in views)
+    for view in resolved:
+        if not view or len(set(view)) < len(view) or min(view) < 0 or max(view) >= n_blocks:
+            raise ConfigError(
+                f"view {list(view)} can't be read: give different block numbers from 0 to {n_blocks - 1}."
+            )
+    if not resolved:
+        raise ConfigError("views is empty: give at least one view, or None for one per block.")
+    return resolved
