@@ -108,7 +108,7 @@ def _run_folds(
             losses.append(measure(scores[i, test], y[test], sample_weight[test]))
             # the loss has one valley along the path: two steps past its floor, the rest needs no fitting
             if number == 0 and i - int(np.argmin(losses)) >= 2:
-                n_strengths = i + 1
+                n_strengths = i
                 break
     return scores[:n_strengths]
 

@@ -1,0 +1,139 @@
+"""AutoHead: the linear head or stack that does best in cross-validation inside the training rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.metrics import f1_score
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from embedtune.heads.blocks import Floats, Matrix, split_blocks
+from embedtune.heads.crossfit import CrossFit, measure_log_loss
+from embedtune.heads.linear import LogisticHead, RidgeHead, cross_fit_logistic
+from embedtune.heads.stack import StackHead, resolve_views
+from embedtune.heads.training import ClassWeight, TrainingRows, read_training_rows
+
+
+class AutoHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Logistic regression, ridge or a stack, whichever has the best out-of-fold macro-F1.
+
+    Equal macro-F1 (to four places) is decided by log loss. The folds are the same for all, and the scores
+    come from the passes that choose the penalties, so only the winner is fitted to all rows afterwards (the
+    stack is fitted at once). With one view there is nothing to stack.
+
+    Parameters
+    ----------
+    widths : sequence of int, optional
+        Columns of each block, in order; one block by default.
+    views : sequence of sequences of int, optional
+        As in `StackHead`.
+    cv : int
+    class_weight : "balanced", dict or None
+    random_state : int
+
+    Attributes
+    ----------
+    choice_ : str
+        "logistic", "ridge" or "stack".
+    cv_scores_ : dict
+        Per candidate its out-of-fold "macro_f1" and "log_loss".
+    head_ : LogisticHead, RidgeHead or StackHead
+    classes_ : ndarray of shape (K,)
+    """
+
+    classes_: NDArray[Any]
+
+    def __init__(
+        self,
+        widths: Sequence[int] | None = None,
+        *,
+        views: Sequence[Sequence[int]] | None = None,
+        cv: int = 5,
+        class_weight: ClassWeight = None,
+        random_state: int = 0,
+    ) -> None:
+        self.widths = widths
+        self.views = views
+        self.cv = cv
+        self.class_weight = class_weight
+        self.random_state = random_state
+
+    def fit(self, X: Matrix, y: ArrayLike, groups: ArrayLike | None = None) -> Self:
+        """Fit to `X` (n, n_features), dense or CSR, and labels `y` (n,); rows of one group share a fold.
+
+        Raises
+        ------
+        ConfigError
+            If a parameter is out of range, or widths or views don't fit `X`.
+        DataError
+            If there is one class only, or one group.
+        """
+        rows = read_training_rows(self, X, y, groups=groups)
+        views = resolve_views(self.views, len(rows.widths))
+        matrix = split_blocks(rows.X, rows.widths)
+        shared: dict[str, Any] = {
+            "cv": self.cv,
+            "class_weight": self.class_weight,
+            "random_state": self.random_state,
+        }
+        found: dict[str, CrossFit] = {}
+        heads: dict[str, Any] = {}
+
+        found["logistic"] = cross_fit_logistic(
+            matrix, rows, C="auto", cv=self.cv, random_state=self.random_state, every_row=True
+        )
+        heads["logistic"] = LogisticHead(rows.widths, **shared)
+        heads["ridge"] = RidgeHead(rows.widths, **shared)
+        ridge = heads["ridge"]._cross_fit(matrix, rows)
+        found["ridge"] = ridge._replace(scores=heads["ridge"]._calibrate_scores(ridge, rows))
+        if len(views) > 1:
+            heads["stack"] = StackHead(rows.widths, views=views, **shared)
+            heads["stack"].n_features_in_ = self.n_features_in_
+            found["stack"] = heads["stack"]._fit_rows(rows)
+
+        self.cv_scores_ = {name: _score(cross, rows) for name, cross in found.items()}
+        self.choice_ = min(
+            self.cv_scores_,
+            key=lambda name: (
+                -round(self.cv_scores_[name]["macro_f1"], 4),
+                self.cv_scores_[name]["log_loss"],
+            ),
+        )
+        self.head_ = heads[self.choice_]
+        self.head_.n_features_in_ = self.n_features_in_
+        if self.choice_ == "logistic":
+            self.head_._fit_all(matrix, rows, C=found["logistic"].strength)
+        elif self.choice_ == "ridge":
+            self.head_._fit_all(matrix, rows, found=ridge)
+        self.classes_ = rows.classes
+        return self
+
+    def predict_proba(self, X: Matrix) -> Floats:
+        """Return probabilities (n, K), float64, columns in the order of `classes_`."""
+        check_is_fitted(self)
+        X = validate_data(self, X, accept_sparse="csr", dtype=[np.float32, np.float64], reset=False)
+        probabilities: Floats = self.head_.predict_proba(X)
+        return probabilities
+
+    def predict(self, X: Matrix) -> NDArray[Any]:
+        """Return the likeliest class of each row."""
+        best = self.predict_proba(X).argmax(axis=1)
+        labels: NDArray[Any] = self.classes_[best]
+        return labels
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+
+def _score(cross: CrossFit, rows: TrainingRows) -> dict[str, float]:
+    predicted = cross.scores.argmax(axis=1)
+    return {
+        "macro_f1": float(f1_score(rows.y, predicted, average="macro", zero_division=0)),
+        "log_loss": measure_log_loss(cross.scores, rows.y, np.ones(len(rows.y))),
+    }

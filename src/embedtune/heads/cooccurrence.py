@@ -1,0 +1,344 @@
+"""CooccurrenceHead: LLMEmbed's head as a scikit-learn classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self, cast
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor, nn
+
+from embedtune.errors import ConfigError
+from embedtune.heads.blocks import Floats, Matrix
+from embedtune.heads.training import ClassWeight, read_training_rows
+from embedtune.progress import track
+
+_PREDICT_ROWS = 1024
+
+
+class CooccurrenceNet(nn.Module):
+    """The network; its state dict has the published names.
+
+    Parameters
+    ----------
+    n_branches, width : int
+        Leading blocks and the columns of each; every one has a branch Linear, ReLU, Dropout.
+    n_extra, branch_width : int
+        Further blocks, and their columns, which are also what a branch puts out.
+    """
+
+    def __init__(
+        self,
+        n_branches: int,
+        width: int,
+        *,
+        n_extra: int,
+        branch_width: int,
+        hidden: tuple[int, int],
+        n_classes: int,
+        sigma: float,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.n_branches, self.width = n_branches, width
+        self.n_extra, self.branch_width = n_extra, branch_width
+        self.sigma = sigma
+        self.compress_layers = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, branch_width), nn.ReLU(), nn.Dropout(dropout))
+            for _ in range(n_branches)
+        )
+        self.fc1 = nn.Linear((n_branches + n_extra) ** 2 + width, hidden[0])
+        self.fc2 = nn.Linear(hidden[0], hidden[1])
+        self.fc3 = nn.Linear(hidden[1], n_classes)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, X: Tensor) -> Tensor:
+        """Return logits (n, K) for `X` (n, n_features)."""
+        n_leading = self.n_branches * self.width
+        leading = X[:, :n_leading].reshape(len(X), self.n_branches, self.width)
+        rows = [branch(leading[:, i]) for i, branch in enumerate(self.compress_layers)]
+        extra = X[:, n_leading:].reshape(len(X), self.n_extra, self.branch_width)
+        stacked = torch.cat([torch.stack(rows, dim=1), extra], dim=1)
+        products = stacked @ stacked.transpose(1, 2)
+        normalised = 2 * torch.sigmoid(self.sigma * products) - 1
+        x = torch.cat([normalised.flatten(1), leading.mean(dim=1)], dim=1)
+        x = self.dropout(torch.relu(self.fc1(x)))
+        x = self.dropout(torch.relu(self.fc2(x)))
+        return cast(Tensor, self.fc3(x))
+
+
+class CooccurrenceHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Branches per layer, their co-occurrence with the other views, and a small network on top.
+
+    The first blocks (one backbone's layers) each pass a branch; the branches' outputs and the remaining
+    blocks are the rows of a matrix whose inner products, power-normalised as 2 · sigmoid(sigma · G) − 1,
+    join the mean of the first blocks. Columns are read as given, not standardised; sparse input is densified.
+
+    Parameters
+    ----------
+    widths : sequence of int, optional
+        Columns of each block, in order; one block by default.
+    n_branch_blocks : int or "auto"
+        How many leading blocks pass a branch. "auto": all leading blocks of equal width.
+    branch_width : int or "auto"
+        What a branch puts out; the remaining blocks must have it. "auto": their width, or a quarter of a
+        leading block's, at least 4, where none remains.
+    sigma : float
+        Of the power normalisation.
+    hidden : pair of int
+    epochs, batch_size : int
+    learning_rate : float
+        Adam's.
+    dropout : float
+        From 0, below 1.
+    double_softmax : bool
+        True trains as published: cross-entropy on probabilities read as logits. False (corrected) trains on
+        the logits.
+    class_weight : "balanced", dict or None
+    random_state : int
+        Seeds weights, order and dropout, and leaves torch's global state alone.
+    device : str
+        "auto" takes CUDA where there is one.
+
+    Attributes
+    ----------
+    weights_ : dict of str to ndarray, float32
+        The network's state dict.
+    loss_curve_ : list of float
+        The mean training loss of each epoch.
+    classes_ : ndarray of shape (K,)
+
+    References
+    ----------
+    Liu et al., "LLMEmbed: Rethinking Lightweight LLM's Genuine Function in Text Classification", ACL 2024,
+    arXiv:2406.03725.
+    """
+
+    classes_: NDArray[Any]
+
+    def __init__(
+        self,
+        widths: Sequence[int] | None = None,
+        *,
+        n_branch_blocks: int | Literal["auto"] = "auto",
+        branch_width: int | Literal["auto"] = "auto",
+        sigma: float = 0.3,
+        hidden: tuple[int, int] = (1024, 256),
+        epochs: int = 50,
+        batch_size: int = 256,
+        learning_rate: float = 1e-3,
+        dropout: float = 0.5,
+        double_softmax: bool = False,
+        class_weight: ClassWeight = None,
+        random_state: int = 0,
+        device: str = "auto",
+    ) -> None:
+        self.widths = widths
+        self.n_branch_blocks = n_branch_blocks
+        self.branch_width = branch_width
+        self.sigma = sigma
+        self.hidden = hidden
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.dropout = dropout
+        self.double_softmax = double_softmax
+        self.class_weight = class_weight
+        self.random_state = random_state
+        self.device = device
+
+    def fit(self, X: Matrix, y: ArrayLike, groups: ArrayLike | None = None) -> Self:
+        """Fit to `X` (n, n_features), dense or CSR, and labels `y` (n,).
+
+        `groups` is checked and not used: nothing here is chosen by cross-validation.
+
+        Raises
+        ------
+        ConfigError
+            If a parameter is out of range, or the widths don't fit `X` or one another.
+        DataError
+            If there is one class only.
+        """
+        rows = read_training_rows(self, X, y, groups=groups)
+        _check_training(self)
+        self.classes_ = rows.classes
+        self.shape_ = _resolve_shape(rows.widths, self.n_branch_blocks, self.branch_width)
+        self.hidden_ = (int(self.hidden[0]), int(self.hidden[1]))
+        device = self._resolve_device()
+        tensors = (
+            torch.as_tensor(_densify(rows.X, np.float32), device=device),
+            torch.as_tensor(rows.y, device=device),
+            torch.as_tensor(rows.sample_weight, dtype=torch.float32, device=device),
+        )
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(self.random_state)
+            net = self._build_net().to(device)
+            self.loss_curve_ = self._fit_loop(net, *tensors)
+        self._keep_weights(net.state_dict())
+        return self
+
+    def _fit_loop(self, net: CooccurrenceNet, X: Tensor, y: Tensor, sample_weight: Tensor) -> list[float]:
+        optimizer = torch.optim.Adam(net.parameters(), lr=self.learning_rate)
+        order = torch.Generator().manual_seed(self.random_state)
+        losses = []
+        net.train()
+        with track("train head", self.epochs, unit="epochs") as bar:
+            for _ in range(self.epochs):
+                shuffled = torch.randperm(len(X), generator=order).to(X.device)
+                total = torch.zeros((), device=X.device)
+                for batch in torch.split(shuffled, self.batch_size):
+                    optimizer.zero_grad()
+                    loss = compute_loss(net(X[batch]), y[batch], sample_weight[batch], self.double_softmax)
+                    torch.autograd.backward(loss)
+                    optimizer.step()
+                    total += loss.detach() * len(batch)
+                losses.append(float(total) / len(X))
+                bar.advance()
+        return losses
+
+    def load_published(
+        self, state_dict: Mapping[str, Tensor | ArrayLike], *, classes: Sequence[Any] | None = None
+    ) -> Self:
+        """Take trained weights under the published names; all sizes are read from them.
+
+        Parameters
+        ----------
+        state_dict : mapping of str to tensor or array
+        classes : sequence of K labels, sorted, optional
+            0 to K − 1 by default.
+
+        Raises
+        ------
+        ConfigError
+            If names or shapes aren't this head's.
+        """
+        weights = {name: np.asarray(value, dtype=np.float32) for name, value in state_dict.items()}
+        try:
+            branch_width, width = weights["compress_layers.0.0.weight"].shape
+            first, second, third = (weights[f"fc{i}.weight"].shape for i in (1, 2, 3))
+        except KeyError as error:
+            raise ConfigError(
+                f"the state dict has no {error}: a co-occurrence head has compress_layers.i.0, fc1, fc2, fc3."
+            ) from None
+        n_branches = sum(name.startswith("compress_layers.") and name.endswith("weight") for name in weights)
+        n_extra = round(max(first[1] - width, 0) ** 0.5) - n_branches
+        self.shape_ = (n_branches, width, n_extra, branch_width)
+        self.hidden_ = (first[0], second[0])
+        self.classes_ = np.arange(third[0]) if classes is None else np.asarray(classes)
+        if len(self.classes_) != third[0] or not np.array_equal(np.unique(self.classes_), self.classes_):
+            raise ConfigError(
+                f"classes {self.classes_.tolist()} must be {third[0]} different labels, sorted."
+            )
+        self.n_features_in_ = n_branches * width + n_extra * branch_width
+        try:
+            net = self._build_net()
+            net.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+        except RuntimeError as error:
+            raise ConfigError(f"the state dict doesn't fit a co-occurrence head: {error}") from None
+        self._keep_weights(net.state_dict())
+        return self
+
+    def _build_net(self) -> CooccurrenceNet:
+        n_branches, width, n_extra, branch_width = self.shape_
+        return CooccurrenceNet(
+            n_branches,
+            width,
+            n_extra=n_extra,
+            branch_width=branch_width,
+            hidden=self.hidden_,
+            n_classes=len(self.classes_),
+            sigma=self.sigma,
+            dropout=self.dropout,
+        )
+
+    def _keep_weights(self, state_dict: Mapping[str, Tensor]) -> None:
+        # arrays, so that saving the head needs no torch pickle
+        self.weights_ = {name: value.detach().cpu().numpy().copy() for name, value in state_dict.items()}
+
+    def build_module(self) -> CooccurrenceNet:
+        """Return the fitted network as a torch module in eval mode, on the CPU."""
+        check_is_fitted(self)
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            net = self._build_net()
+        net.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in self.weights_.items()})
+        return net.eval()
+
+    def _resolve_device(self) -> torch.device:
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(self.device)
+
+    def predict_proba(self, X: Matrix) -> Floats:
+        """Return probabilities (n, K), float64, columns in the order of `classes_`."""
+        check_is_fitted(self)
+        X = validate_data(self, X, accept_sparse="csr", dtype=[np.float32, np.float64], reset=False)
+        device = self._resolve_device()
+        # float64, so a row's result doesn't depend on the rows beside it
+        net = self.build_module().to(device, torch.float64)
+        parts = []
+        with torch.inference_mode():
+            for i in range(0, X.shape[0], _PREDICT_ROWS):
+                batch = torch.as_tensor(_densify(X[i : i + _PREDICT_ROWS], np.float64), device=device)
+                parts.append(net(batch).softmax(dim=1).cpu().numpy())
+        return np.concatenate(parts)
+
+    def predict(self, X: Matrix) -> NDArray[Any]:
+        """Return the likeliest class of each row."""
+        best = self.predict_proba(X).argmax(axis=1)
+        labels: NDArray[Any] = self.classes_[best]
+        return labels
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+
+def compute_loss(logits: Tensor, y: Tensor, sample_weight: Tensor, double_softmax: bool) -> Tensor:
+    """Return the weighted mean cross-entropy; with `double_softmax` of the probabilities read as logits."""
+    scores = logits.softmax(dim=1) if double_softmax else logits
+    per_row = nn.functional.cross_entropy(scores, y, reduction="none")
+    return (per_row * sample_weight).sum() / sample_weight.sum().clamp_min(1e-12)
+
+
+def _resolve_shape(
+    widths: tuple[int, ...], n_branch_blocks: int | Literal["auto"], branch_width: int | Literal["auto"]
+) -> tuple[int, int, int, int]:
+    """Return (branches, columns of each, further blocks, columns of each)."""
+    n_equal = next((i for i, width in enumerate(widths) if width != widths[0]), len(widths))
+    n_branches = n_equal if n_branch_blocks == "auto" else n_branch_blocks
+    if not 1 <= n_branches <= n_equal:
+        raise ConfigError(
+            f"n_branch_blocks is {n_branch_blocks!r}: widths {list(widths)} start with {n_equal} blocks of "
+            f"equal width, so give 1 to {n_equal}, or 'auto'."
+        )
+    extra = widths[n_branches:]
+    automatic = extra[0] if extra else max(4, widths[0] // 4)
+    out_width = automatic if branch_width == "auto" else branch_width
+    if out_width < 1 or any(width != out_width for width in extra):
+        raise ConfigError(
+            f"blocks {list(extra)} follow the {n_branches} that pass a branch, and the branches put out "
+            f"{out_width}: all must be equal. Leave those views out, or use the head 'stack'."
+        )
+    return n_branches, widths[0], len(extra), out_width
+
+
+def _check_training(head: CooccurrenceHead) -> None:
+    """Raise ConfigError with every parameter that is out of range."""
+    positive = {"epochs": head.epochs, "batch_size": head.batch_size, "learning_rate": head.learning_rate}
+    problems = [f"{name} is {value!r}, must be positive" for name, value in positive.items() if not value > 0]
+    if not 0 <= head.dropout < 1:
+        problems.append(f"dropout is {head.dropout!r}, must be from 0 and below 1")
+    if len(head.hidden) != 2 or min(head.hidden) < 1:
+        problems.append(f"hidden is {head.hidden!r}, must be two positive sizes")
+    if problems:
+        raise ConfigError(f"CooccurrenceHead can't be trained: {'; '.join(problems)}.")
+
+
+def _densify(X: Matrix, dtype: type) -> NDArray[Any]:
+    return np.ascontiguousarray(X.toarray() if sparse.issparse(X) else X, dtype=dtype)

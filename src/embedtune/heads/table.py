@@ -1,0 +1,45 @@
+"""The heads a config can name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+from embedtune.errors import ConfigError, suggest_nearest
+from embedtune.heads.training import ClassWeight
+
+#: Name: (module in this folder, class, whether it takes `views`). Imported on use: one of them loads torch.
+HEADS: dict[str, tuple[str, str, bool]] = {
+    "auto": ("auto", "AutoHead", True),
+    "logistic": ("linear", "LogisticHead", False),
+    "ridge": ("linear", "RidgeHead", False),
+    "stack": ("stack", "StackHead", True),
+    "cooccurrence": ("cooccurrence", "CooccurrenceHead", False),
+}
+
+
+def make_head(
+    name: str,
+    *,
+    widths: Sequence[int] | None = None,
+    random_state: int = 0,
+    class_weight: ClassWeight = None,
+    views: Sequence[Sequence[int]] | None = None,
+) -> Any:
+    """Return an unfitted head; `views` goes to those that join views and is ignored by the others.
+
+    Raises
+    ------
+    ConfigError
+        If no head has that name.
+    """
+    if name not in HEADS:
+        raise ConfigError(
+            f"head '{name}' does not exist{suggest_nearest(name, HEADS)}: use one of {', '.join(HEADS)}."
+        )
+    module, class_name, takes_views = HEADS[name]
+    options: dict[str, Any] = {"random_state": random_state, "class_weight": class_weight}
+    if takes_views:
+        options["views"] = views
+    return getattr(import_module(f"embedtune.heads.{module}"), class_name)(widths, **options)
