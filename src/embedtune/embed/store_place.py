@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,12 +70,17 @@ class Place:
             If there is a table that can't be opened.
         """
         lance = import_lance()
-        try:
-            return lance.dataset(self.table_uri)
-        except (ValueError, OSError) as error:
-            if not self._has_versions():
-                return None
-            raise describe_damage(self.digest, error) from error
+        for n_left in (2, 1, 0):
+            try:
+                return lance.dataset(self.table_uri)
+            except (ValueError, OSError) as error:
+                if not self._has_versions():
+                    return None
+                # The first writer may have committed, or a pruning begun, between the two looks.
+                if not n_left:
+                    raise describe_damage(self.digest, error) from error
+                time.sleep(0.05)
+        return None
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -104,10 +110,12 @@ class Place:
         if _exists(filesystem, f"{folder}/key.json"):
             return
         filesystem.create_dir(folder, recursive=True)
-        # Written aside first: a reader or a full disk never leaves half a key.
-        with filesystem.open_output_stream(f"{folder}/key.json.new") as stream:
+        # On a disk written aside first: a crash leaves no half key. Object stores do that themselves.
+        path = f"{folder}/key.json.new" if self.is_local else f"{folder}/key.json"
+        with filesystem.open_output_stream(path) as stream:
             stream.write(key.to_json().encode("utf-8"))
-        filesystem.move(f"{folder}/key.json.new", f"{folder}/key.json")
+        if self.is_local:
+            filesystem.move(path, f"{folder}/key.json")
 
     def read_key(self) -> StoreKey:
         """Read what `write_key` saved.
@@ -129,10 +137,12 @@ class Place:
 
     def touch(self) -> None:
         """Note that the table is in use now; a store that can't be written is left alone."""
+        filesystem, folder = open_filesystem(self.uri)
+        if not _exists(filesystem, folder):
+            return
         used = self.last_used()
         if used is not None and datetime.now(UTC) - used < TOUCH_AFTER:
             return
-        filesystem, folder = open_filesystem(self.uri)
         try:
             with filesystem.open_output_stream(f"{folder}/last_used"):
                 pass
@@ -172,8 +182,12 @@ class Place:
         return n_bytes
 
     def _has_versions(self) -> bool:
+        """Tell whether anything was committed: the folder alone may be a first writer's beginning."""
+        from pyarrow.fs import FileSelector
+
         filesystem, folder = open_filesystem(self.uri)
-        return _exists(filesystem, f"{folder}/table.lance")
+        selector = FileSelector(f"{folder}/table.lance/_versions", allow_not_found=True)
+        return any(info.extension == "manifest" for info in filesystem.get_file_info(selector))
 
 
 def is_local(uri: str) -> bool:

@@ -83,6 +83,7 @@ class EmbeddingTable:
             return missing
 
         missing = self._read_latest(find)
+        self._touch()
         return np.ones(len(hashes), dtype=bool) if missing is None else missing
 
     def read(self, hashes: Sequence[bytes], columns: Sequence[str]) -> dict[str, Vectors]:
@@ -105,6 +106,7 @@ class EmbeddingTable:
                 f"the store holds nothing of '{self.key.backbone}' under this key ({self.place.digest}): "
                 "ask find_missing first and append what it names."
             )
+        self._touch()
         return vectors
 
     def append(self, hashes: Sequence[bytes], values: Mapping[str, npt.ArrayLike]) -> None:
@@ -167,6 +169,7 @@ class EmbeddingTable:
             return 0 if dataset is None else int(dataset.cleanup_old_versions(KEEP_VERSIONS).bytes_removed)
 
     def _touch(self) -> None:
+        """Note the use, once per object."""
         if not self._touched:
             self._touched.append(True)
             self.place.touch()
