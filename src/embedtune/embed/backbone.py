@@ -1,0 +1,331 @@
+"""Backbones: pretrained transformers, frozen, with or without what fine-tuning wrote."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from embedtune.embed.checkpoints import (
+    hash_adapter,
+    hash_files,
+    hash_settings,
+    hash_tokenizer,
+    is_lora,
+    list_weights,
+    name_model,
+    resolve_model,
+)
+from embedtune.embed.hidden import find_stack
+from embedtune.embed.loading import load_config, load_tokenizer, load_weights
+from embedtune.embed.precision import resolve_device, resolve_precision
+from embedtune.errors import BackboneError, ResourceError
+
+#: Loaded backbones kept for the next encoder that asks for the same one.
+_N_KEPT = 2
+
+
+@dataclass(frozen=True)
+class Description:
+    """What can be told of a backbone without loading its weights.
+
+    Attributes
+    ----------
+    model_id : str
+        Hub name, or folder name.
+    source : Path or str
+        Where `from_pretrained` finds it.
+    revision : str or None
+        The resolved commit of a Hub model.
+    weights_hash : str
+        sha256 of the weight file (of names and hashes of several); a Hub model's commit.
+    config_hash, tokenizer_hash : str
+        sha256 of what shapes the results besides the weights.
+    adapter : Path or None
+    adapter_hash : str
+        Empty without an adapter.
+    n_layers, width : int
+    max_positions : int or None
+        Most tokens the model can read; None if it sets no bound.
+    """
+
+    model_id: str
+    source: Path | str
+    revision: str | None
+    weights_hash: str
+    config_hash: str
+    tokenizer_hash: str
+    adapter: Path | None
+    adapter_hash: str
+    n_layers: int
+    width: int
+    max_positions: int | None
+    config: Any = field(repr=False, compare=False)
+    tokenizer: Any = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Backbone:
+    """A loaded backbone in evaluation mode, without gradients and without any head.
+
+    Attributes
+    ----------
+    model : nn.Module
+    stack : nn.ModuleList or None
+        The layers whose inputs are the hidden states; see `embed.hidden`.
+    has_pooler : bool
+        Whether the checkpoint brought a trained pooler.
+    n_parameters : int
+    precision, device : str
+    lock : threading.RLock
+        Held while tokenizing or running: tokenizer settings and hooks belong to the object, not to a call.
+    """
+
+    description: Description
+    model: nn.Module
+    stack: nn.ModuleList | None
+    has_pooler: bool
+    n_parameters: int
+    precision: str
+    device: str
+    lock: Any = field(default_factory=threading.RLock, repr=False)
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.description.tokenizer
+
+    @property
+    def n_layers(self) -> int:
+        return self.description.n_layers
+
+    @property
+    def width(self) -> int:
+        return self.description.width
+
+    @property
+    def model_id(self) -> str:
+        return self.description.model_id
+
+    @property
+    def weights_hash(self) -> str:
+        return self.description.weights_hash
+
+    @property
+    def adapter_hash(self) -> str:
+        return self.description.adapter_hash
+
+    @property
+    def tokenizer_hash(self) -> str:
+        return self.description.tokenizer_hash
+
+
+_described: dict[tuple[Any, ...], Description] = {}
+_loaded: OrderedDict[tuple[Any, ...], Backbone] = OrderedDict()
+_lock = threading.RLock()
+
+
+def describe_backbone(
+    model: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Description:
+    """Read a backbone's config, tokenizer and hashes, but not its weights.
+
+    Parameters
+    ----------
+    model : str or Path
+        A folder, a Hub name or a packaged model's name.
+    adapter : str or Path, optional
+        Folder written by `embedtune.finetune`: a LoRA adapter or whole weights.
+    revision : str, optional
+        Branch, tag or commit on the Hub.
+    trust_remote_code : bool
+        Run the model's own Python code.
+
+    Raises
+    ------
+    BackboneError
+        If model or adapter is missing, gated, incomplete or needs code that isn't trusted.
+    MissingExtraError
+        If it is a packaged model whose package isn't installed, and the Hub can't be reached.
+    """
+    source = resolve_model(model)
+    folder = Path(adapter).expanduser() if adapter is not None else None
+    if folder is not None and not folder.is_dir():
+        raise BackboneError(
+            f"adapter folder '{folder}' does not exist: give a folder that fine-tuning finished."
+        )
+    key = (str(source), revision, trust_remote_code, folder, _stamp(source), _stamp(folder))
+    with _lock:
+        if key not in _described:
+            _described[key] = _describe(str(model), source, folder, revision, trust_remote_code)
+        return _described[key]
+
+
+def load_backbone(
+    model: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    revision: str | None = None,
+    precision: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+) -> Backbone:
+    """Load a backbone, or return the one already loaded; the last two are kept.
+
+    Parameters are those of `describe_backbone`, with `precision` and `device` as in `embed.precision`. A LoRA
+    adapter is merged in the checkpoint's own precision before anything is rounded.
+
+    Raises
+    ------
+    BackboneError, MissingExtraError
+        As `describe_backbone` does, and if weights are missing from the checkpoint.
+    ResourceError
+        If the model doesn't fit into the device's memory.
+    """
+    device = resolve_device(device)
+    precision = resolve_precision(precision, device)
+    description = describe_backbone(
+        model, adapter=adapter, revision=revision, trust_remote_code=trust_remote_code
+    )
+    key = (description, precision, device)
+    with _lock:
+        if key not in _loaded:
+            while len(_loaded) >= _N_KEPT:
+                _loaded.popitem(last=False)
+            _loaded[key] = _load(description, precision, device, trust_remote_code)
+        _loaded.move_to_end(key)
+        return _loaded[key]
+
+
+def resolve_layers(
+    layers: int | str | Sequence[int], n_layers: int, *, name: str = "the backbone"
+) -> tuple[int, ...]:
+    """Return hidden-state numbers from 0 (the embedding layer) to `n_layers` (the last), in the order asked.
+
+    Parameters
+    ----------
+    layers : int, sequence of int, or str
+        Negative numbers count from the end; ``"all"`` is 0 to the last, ``"lastK"`` the last K, last first.
+    n_layers : int
+        Transformer layers in the backbone.
+    name : str
+        The backbone, for the message.
+
+    Raises
+    ------
+    BackboneError
+        If a layer doesn't exist or none is asked for.
+    """
+    if isinstance(layers, str):
+        last = re.fullmatch(r"last([1-9]\d*)", layers)
+        if layers != "all" and last is None:
+            raise BackboneError(
+                f"layers {layers!r} is unknown: give 'all', 'last5' (any number) or numbers such as (-1, 6)."
+            )
+        asked = tuple(range(n_layers + 1)) if last is None else tuple(range(-1, -int(last[1]) - 1, -1))
+    else:
+        asked = (layers,) if isinstance(layers, int) else tuple(int(layer) for layer in layers)
+    if not asked:
+        raise BackboneError("no layer is asked for: set layers to 'all', 'last5' or numbers such as (-1, 6).")
+    for layer in asked:
+        if not -n_layers - 1 <= layer <= n_layers:
+            raise BackboneError(
+                f"layer {layer} does not exist in '{name}': it has layers {-n_layers - 1} to {n_layers} "
+                "(0 is the embedding layer). Set layers within them."
+            )
+    return tuple(layer % (n_layers + 1) for layer in asked)
+
+
+def _stamp(folder: Path | str | None) -> tuple[tuple[str, int, int], ...]:
+    if not isinstance(folder, Path):
+        return ()
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return tuple((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in files)
+
+
+def _describe(
+    name: str, source: Path | str, adapter: Path | None, revision: str | None, trust_remote_code: bool
+) -> Description:
+    config = load_config(name, source, revision=revision, trust_remote_code=trust_remote_code)
+    commit = getattr(config, "_commit_hash", None)
+    pinned = None if isinstance(source, Path) else (commit or revision)
+    tokenizer = load_tokenizer(name, source, revision=pinned, trust_remote_code=trust_remote_code)
+    if isinstance(source, Path):
+        if not list_weights(source):
+            raise BackboneError(f"model folder '{source}' holds no weights: add model.safetensors to it.")
+        weights_hash = hash_files(list_weights(source))
+    else:
+        weights_hash = str(pinned or "main")
+    text_config = config.get_text_config(decoder=False)
+    return Description(
+        model_id=name_model(name),
+        source=source,
+        revision=pinned,
+        weights_hash=weights_hash,
+        config_hash=hash_settings(config.to_dict()),
+        tokenizer_hash=hash_tokenizer(tokenizer),
+        adapter=adapter,
+        adapter_hash=hash_adapter(adapter) if adapter is not None else "",
+        n_layers=int(text_config.num_hidden_layers),
+        width=int(text_config.hidden_size),
+        max_positions=_find_max_positions(text_config),
+        config=config,
+        tokenizer=tokenizer,
+    )
+
+
+def _find_max_positions(config: Any) -> int | None:
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None or positions <= 0:
+        return None
+    # RoBERTa-like models number positions from pad_token_id + 1; their tables are that much longer.
+    offset_families = ("roberta", "camembert", "xlm-roberta", "longformer", "mpnet")
+    offset = (config.pad_token_id or 0) + 1 if any(f in config.model_type for f in offset_families) else 0
+    return int(positions) - offset
+
+
+def _load(description: Description, precision: str, device: str, trust_remote_code: bool) -> Backbone:
+    dtype = getattr(torch, precision)
+    adapter = description.adapter
+    lora = adapter is not None and is_lora(adapter)
+    model, missing = load_weights(
+        description.model_id,
+        description.source if adapter is None or lora else adapter,
+        revision=description.revision,
+        trust_remote_code=trust_remote_code,
+        dtype="auto" if lora else dtype,
+        lora=adapter if lora else None,
+    )
+    has_pooler = getattr(model, "pooler", None) is not None
+    if has_pooler and any(name.startswith("pooler.") for name in missing):
+        model.pooler = None  # transformers would have filled it with random numbers
+        has_pooler = False
+    try:
+        for parameter in model.parameters():
+            # Not model.to(dtype): that would round buffers too, such as rotary frequencies.
+            parameter.data = parameter.data.to(dtype)
+        model.to(torch.device(device)).eval().requires_grad_(False)
+    except torch.OutOfMemoryError as error:
+        raise ResourceError(
+            f"'{description.model_id}' in {precision} does not fit into the memory of {device}: "
+            "set precision to bfloat16 or float16, or device to cpu."
+        ) from error
+    return Backbone(
+        description=description,
+        model=model,
+        stack=find_stack(model, description.n_layers),
+        has_pooler=has_pooler,
+        n_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        precision=precision,
+        device=device,
+    )

@@ -1,0 +1,337 @@
+"""TransformerEncoder: texts to the hidden layers of a backbone, one row per text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, TransformerMixin
+
+from embedtune.embed.batching import plan_batches
+from embedtune.embed.pooling import check_pooling
+from embedtune.embed.precision import resolve_device, resolve_precision
+from embedtune.embed.store import EmbeddingStore, EmbeddingTable, StoreKey, column_name, hash_text
+from embedtune.embed.texts import check_texts, find_distinct
+from embedtune.embed.tokens import Tokens, tokenize
+from embedtune.errors import BackboneError, ConfigError
+from embedtune.progress import track
+
+if TYPE_CHECKING:
+    from embedtune.embed.backbone import Backbone, Description
+
+Vectors = dict[int, NDArray[np.float32]]
+
+#: Padded tokens per batch, by kind of device.
+BATCH_TOKENS = {"cpu": 2048, "cuda": 32768, "mps": 8192}
+
+#: Embeddings wait for the store no longer than this, and no more texts than this wait.
+COMMIT_SECONDS = 2.0
+COMMIT_TEXTS = 2000
+
+
+class TransformerEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Read texts with chosen hidden layers of a frozen transformer.
+
+    Distinct texts are run once, in batches of similar length; layers above the highest one asked for aren't
+    run. The backbone is loaded when a text needs it, shared between encoders, and never part of a pickle.
+
+    Parameters
+    ----------
+    model : str or Path
+        A folder, a Hub name, or ``"all-MiniLM-L6-v2"``, which comes as a package.
+    layers : sequence of int, int, ``"all"`` or ``"lastK"``
+        Hidden states: 0 is the embedding layer, negative numbers count from the end.
+    pooling : {"mean", "cls", "last", "max", "pooler", "mean_padded"}
+        ``pooler`` is the model's own pooler (last layer only); ``mean_padded`` pads to `max_length` and
+        averages over padding too, as published LLMEmbed does. In a decoder the first token sees nothing but
+        itself, so ``cls`` is the same vector for every text.
+    max_length : int
+        Tokens per text, special tokens and prefix included; the rest is cut off.
+    precision : {"auto", "float32", "bfloat16", "float16"}
+    adapter : str or Path, optional
+        A folder that `embedtune.finetune.fine_tune` wrote.
+    prefix : str
+        Put before every text. Mean and max leave its tokens out.
+    store : str, Path or EmbeddingStore, optional
+        Where embeddings are kept. With a store, values are the stored ones, rounded to float16.
+    batch_tokens : int or "auto"
+        Padded tokens per forward pass.
+    device : str
+        ``"auto"`` or a torch device.
+    revision : str, optional
+        Branch, tag or commit on the Hub.
+    trust_remote_code : bool
+        Run the model's own Python code.
+
+    Attributes
+    ----------
+    layers_ : tuple of int
+        Hidden-state numbers from 0, in the order of `layers`.
+    widths_ : tuple of int
+        Columns per layer, in the same order.
+    n_parameters_ : int or None
+        Parameters of the backbone; None before it was loaded.
+    last_n_computed_ : int
+        Texts that the last `transform` ran through the backbone.
+    last_seconds_ : float
+        Seconds that the last `transform` took.
+
+    References
+    ----------
+    Pooled layers as features: arXiv 2406.03725, section 3.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = "all-MiniLM-L6-v2",
+        *,
+        layers: int | str | Sequence[int] = (-1,),
+        pooling: str = "mean",
+        max_length: int = 128,
+        precision: str = "auto",
+        adapter: str | Path | None = None,
+        prefix: str = "",
+        store: str | Path | EmbeddingStore | None = None,
+        batch_tokens: int | str = "auto",
+        device: str = "auto",
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self.model = model
+        self.layers = layers
+        self.pooling = pooling
+        self.max_length = max_length
+        self.precision = precision
+        self.adapter = adapter
+        self.prefix = prefix
+        self.store = store
+        self.batch_tokens = batch_tokens
+        self.device = device
+        self.revision = revision
+        self.trust_remote_code = trust_remote_code
+
+    n_parameters_: int | None = None
+
+    def fit(self, X: Sequence[str], y: Any = None) -> Self:
+        """Do nothing: the backbone is as it is."""
+        return self
+
+    def transform(self, X: Sequence[str]) -> NDArray[np.float32]:
+        """Embed texts.
+
+        Parameters
+        ----------
+        X : list, tuple, ndarray of shape (n_texts,) or Series of str
+
+        Returns
+        -------
+        ndarray of float32, shape (n_texts, n_layers * width)
+            The layers side by side, in the order asked.
+
+        Raises
+        ------
+        DataError
+            If `X` isn't made of strings.
+        ConfigError
+            If a setting is unknown or out of range.
+        BackboneError, MissingExtraError
+            If the model, a layer, its pooler or the adapter can't be used.
+        ResourceError
+            If not even one text fits into memory.
+        StoreError
+            If the store is damaged.
+        """
+        started = time.perf_counter()
+        distinct, index = find_distinct(check_texts(X))
+        layers = self._check()
+        if self.store is None:
+            vectors, n_computed = self._compute_all(distinct, layers), len(distinct)
+        else:
+            vectors, n_computed = self._compute_missing(distinct, layers, self._open_table())
+        columns = [vectors[layer][index] for layer in layers]
+        self.last_n_computed_ = n_computed
+        self.last_seconds_ = time.perf_counter() - started
+        return np.concatenate(columns, axis=1)
+
+    @property
+    def layers_(self) -> tuple[int, ...]:
+        """Hidden-state numbers from 0, in the order of `layers`; reads the model's config."""
+        return self._check()
+
+    @property
+    def widths_(self) -> tuple[int, ...]:
+        """Columns per layer; reads the model's config."""
+        return (self._describe().width,) * len(self._check())
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = True
+        tags.input_tags.two_d_array = False
+        tags.requires_fit = False
+        return tags
+
+    def _check(self) -> tuple[int, ...]:
+        """Validate the settings and return the layers' numbers."""
+        from embedtune.embed.backbone import resolve_layers
+
+        check_pooling(self.pooling)
+        described = self._describe()
+        layers = resolve_layers(self.layers, described.n_layers, name=described.model_id)
+        if self.pooling == "pooler" and set(layers) != {described.n_layers}:
+            raise ConfigError(
+                f"pooling 'pooler' reads the last layer only, not {self.layers!r}: set layers to (-1,)."
+            )
+        limit = described.max_positions
+        if not 1 <= self.max_length <= (limit or self.max_length):
+            raise ConfigError(
+                f"max_length {self.max_length} is out of range for '{described.model_id}': set it to 1"
+                + (f" to {limit}." if limit else " or more.")
+            )
+        if self.batch_tokens != "auto" and not (isinstance(self.batch_tokens, int) and self.batch_tokens > 0):
+            raise ConfigError(
+                f"batch_tokens {self.batch_tokens!r} is not valid: set it to 'auto' or a positive number."
+            )
+        return layers
+
+    def _describe(self) -> Description:
+        from embedtune.embed.backbone import describe_backbone
+
+        return describe_backbone(
+            self.model, adapter=self.adapter, revision=self.revision, trust_remote_code=self.trust_remote_code
+        )
+
+    def _load(self) -> Backbone:
+        from embedtune.embed.backbone import load_backbone
+
+        backbone = load_backbone(
+            self.model,
+            adapter=self.adapter,
+            revision=self.revision,
+            precision=self.precision,
+            device=self.device,
+            trust_remote_code=self.trust_remote_code,
+        )
+        if self.pooling == "pooler" and not backbone.has_pooler:
+            raise BackboneError(
+                f"'{backbone.model_id}' has no trained pooler: set pooling to mean, cls or last."
+            )
+        self.n_parameters_ = backbone.n_parameters
+        return backbone
+
+    def _open_table(self) -> EmbeddingTable:
+        described = self._describe()
+        store = self.store if isinstance(self.store, EmbeddingStore) else EmbeddingStore(self.store)
+        key = StoreKey(
+            backbone=described.model_id,
+            weights=f"{described.weights_hash}/{described.config_hash[:16]}",
+            adapter=described.adapter_hash or None,
+            tokenizer=described.tokenizer_hash,
+            max_length=self.max_length,
+            prefix=self.prefix,
+            precision=resolve_precision(self.precision, resolve_device(self.device)),
+        )
+        return store.table(key)
+
+    def _compute_all(self, texts: list[str], layers: tuple[int, ...]) -> Vectors:
+        width = self._describe().width
+        vectors = {layer: np.empty((len(texts), width), dtype=np.float32) for layer in layers}
+        missing = np.ones(len(texts), dtype=np.bool_)
+        for rows, found in self._run(texts, missing, layers):
+            for layer, values in found.items():
+                vectors[layer][rows] = values
+        return vectors
+
+    def _compute_missing(
+        self, texts: list[str], layers: tuple[int, ...], table: EmbeddingTable
+    ) -> tuple[Vectors, int]:
+        """Compute and store what the table lacks, then return what it holds: no repeat differs."""
+        hashes = [hash_text(text) for text in texts]
+        names = {layer: column_name(layer, self.pooling) for layer in layers}
+        missing = table.find_missing(hashes, list(names.values()))
+        waiting = _Waiting(table, hashes, names)
+        try:
+            for rows, found in self._run(texts, missing, layers):
+                waiting.add(rows, found)
+        finally:
+            waiting.commit()
+        stored = table.read(hashes, list(names.values())) if texts else {}
+        width = self._describe().width
+        empty = np.empty((0, width), dtype=np.float32)
+        return {
+            layer: stored[name].astype(np.float32) if texts else empty for layer, name in names.items()
+        }, int(missing.sum())
+
+    def _run(
+        self, texts: list[str], missing: NDArray[np.bool_], layers: tuple[int, ...]
+    ) -> Iterator[tuple[NDArray[np.intp], Vectors]]:
+        """Yield (rows, vectors) batch by batch for the missing texts.
+
+        Batches are planned over all texts and those without a missing one skipped, so an interrupted run goes
+        on with the batches that it would have had.
+        """
+        if not missing.any():
+            return
+        from embedtune.embed.forward import embed_batch
+
+        backbone = self._load()
+        with backbone.lock, track(f"embed with {backbone.model_id}", int(missing.sum()), unit="texts") as bar:
+            tokens = tokenize(backbone.tokenizer, texts, max_length=self.max_length, prefix=self.prefix)
+            for batch in plan_batches(self._measure(tokens), max_tokens=self._budget(backbone.device)):
+                rows = batch[missing[batch]]
+                if len(rows):
+                    yield (
+                        rows,
+                        embed_batch(
+                            backbone,
+                            tokens,
+                            rows,
+                            layers=layers,
+                            pooling=self.pooling,
+                            max_length=self.max_length,
+                        ),
+                    )
+                    bar.advance(len(rows))
+
+    def _measure(self, tokens: Tokens) -> NDArray[np.int64]:
+        if self.pooling == "mean_padded":
+            return np.full(len(tokens.ids), self.max_length, dtype=np.int64)
+        return tokens.lengths
+
+    def _budget(self, device: str) -> int:
+        return (
+            BATCH_TOKENS[device.partition(":")[0]] if self.batch_tokens == "auto" else int(self.batch_tokens)
+        )
+
+
+class _Waiting:
+    """Batches on their way into the store, committed whole and several at a time."""
+
+    def __init__(self, table: EmbeddingTable, hashes: list[bytes], names: dict[int, str]) -> None:
+        self.table, self.hashes, self.names = table, hashes, names
+        self.rows: list[NDArray[np.intp]] = []
+        self.found: list[Vectors] = []
+        self.since = time.monotonic()
+
+    def add(self, rows: NDArray[np.intp], found: Vectors) -> None:
+        self.rows.append(rows)
+        self.found.append(found)
+        n_waiting = sum(map(len, self.rows))
+        if n_waiting >= COMMIT_TEXTS or time.monotonic() - self.since >= COMMIT_SECONDS:
+            self.commit()
+
+    def commit(self) -> None:
+        rows, found, self.rows, self.found = self.rows, self.found, [], []
+        self.since = time.monotonic()
+        if rows:
+            hashes = [self.hashes[row] for row in np.concatenate(rows)]
+            self.table.append(
+                hashes,
+                {name: np.concatenate([f[layer] for f in found]) for layer, name in self.names.items()},
+            )

@@ -1,0 +1,161 @@
+"""Loading checkpoints through transformers, quietly, with its errors told in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import transformers
+from huggingface_hub import errors as hub_errors
+from transformers.utils import logging as transformers_logging
+
+from embedtune.embed.checkpoints import PACKAGED
+from embedtune.errors import BackboneError, MissingExtraError, suggest_nearest
+
+
+def load_config(name: str, source: Path | str, *, revision: str | None, trust_remote_code: bool) -> Any:
+    """Read a model's config.
+
+    Raises
+    ------
+    BackboneError, MissingExtraError
+        As `explain` says.
+    """
+    if isinstance(source, Path) and not (source / "config.json").exists():
+        if (source / "adapter_config.json").exists():
+            raise BackboneError(
+                f"'{source}' holds an adapter, not a model: give it as adapter, beside its model."
+            )
+        raise BackboneError(f"model folder '{source}' has no config.json: give the folder that holds it.")
+    with _quietly(source), explain(name, source):
+        return transformers.AutoConfig.from_pretrained(
+            source, revision=revision or "main", trust_remote_code=trust_remote_code
+        )
+
+
+def load_tokenizer(name: str, source: Path | str, *, revision: str | None, trust_remote_code: bool) -> Any:
+    """Read a model's tokenizer; raises as `load_config` does."""
+    with _quietly(source), explain(name, source):
+        return transformers.AutoTokenizer.from_pretrained(
+            source, revision=revision or "main", trust_remote_code=trust_remote_code
+        )
+
+
+def load_weights(
+    name: str,
+    source: Path | str,
+    *,
+    revision: str | None,
+    trust_remote_code: bool,
+    dtype: Any,
+    lora: Path | None = None,
+) -> tuple[Any, list[str]]:
+    """Load a base model (its encoder half if it has two), with a LoRA adapter merged in.
+
+    Returns
+    -------
+    model : transformers.PreTrainedModel
+    missing : list of str
+        Parameters of a pooler that the checkpoint lacks.
+
+    Raises
+    ------
+    BackboneError
+        As `load_config` does, and if other weights are missing, or the adapter doesn't fit the model.
+    """
+    with _quietly(source), explain(name, source):
+        model, report = transformers.AutoModel.from_pretrained(
+            source,
+            revision=revision or "main",
+            trust_remote_code=trust_remote_code,
+            dtype=dtype,
+            output_loading_info=True,
+        )
+    missing = sorted(report["missing_keys"])
+    needed = [key for key in missing if not key.startswith("pooler.")]
+    if needed:
+        raise BackboneError(
+            f"the checkpoint of '{name}' lacks {len(needed)} weights, {needed[0]} first: "
+            "it is incomplete or of another architecture; save it again with save_pretrained."
+        )
+    if lora is not None:
+        model = _merge_lora(name, model, lora)
+    if getattr(model.config, "is_encoder_decoder", False):
+        model = model.get_encoder()
+    model.config.use_cache = False
+    return model, missing
+
+
+def _merge_lora(name: str, model: Any, folder: Path) -> Any:
+    import peft
+
+    misfit = f"the adapter in '{folder}' does not fit '{name}': give the model that it was trained on."
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        try:
+            return peft.PeftModel.from_pretrained(model, folder).merge_and_unload()
+        except (UserWarning, ValueError, RuntimeError) as error:
+            raise BackboneError(misfit) from error
+
+
+@contextlib.contextmanager
+def explain(name: str, source: Path | str) -> Iterator[None]:
+    """Turn what transformers and the Hub raise into one line that says what to do.
+
+    Raises
+    ------
+    BackboneError
+        If the model is missing, gated or needs remote code, or its files can't be read.
+    MissingExtraError
+        If a packaged model can be had neither from its package nor from the Hub.
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError, hub_errors.HfHubHTTPError) as error:
+        causes = tuple(_walk_causes(error))
+        told = " ".join(str(cause) for cause in causes)
+        if "trust_remote_code" in told:
+            raise BackboneError(
+                f"model '{name}' runs Python code of its own: read it, then set trust_remote_code=True."
+            ) from error
+        if any(isinstance(cause, hub_errors.GatedRepoError) for cause in causes) or "gated repo" in told:
+            raise BackboneError(
+                f"model '{name}' is gated: accept its licence on its page on the Hub, "
+                "then set the environment variable HF_TOKEN to your token."
+            ) from error
+        if isinstance(source, Path):
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise BackboneError(f"model folder '{source}' can't be read: {first}") from error
+        if name in PACKAGED:
+            raise MissingExtraError(
+                f"model '{name}' isn't installed and the Hub can't be reached: pip install 'embedtune[demo]'."
+            ) from error
+        raise BackboneError(
+            f"model '{name}' is neither a folder nor found on the Hub{suggest_nearest(name, PACKAGED)}: "
+            "check the name and the connection; 'all-MiniLM-L6-v2' works offline."
+        ) from error
+
+
+def _walk_causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+@contextlib.contextmanager
+def _quietly(source: Path | str) -> Iterator[None]:
+    """Hold back transformers' own load reports; a download keeps its progress bar."""
+    verbosity = transformers_logging.get_verbosity()
+    shows_bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    if isinstance(source, Path):
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if shows_bars:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
