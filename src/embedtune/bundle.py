@@ -1,0 +1,237 @@
+"""Bundles: a classifier as a folder that can be shared and loaded without running anything it brings.
+
+::
+
+    bundle.json       schema, labels, views, head, the hash of every other file, and what the run said of it
+    head.skops        the fitted head
+    view-NAME.skops   views that learned something (lexical)
+    adapters/NAME/    fine-tuned weights of a backbone, as `fine_tune` wrote them
+
+Backbones themselves stay where they are: the bundle names each with the hash of its weights and refuses others.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import embedtune
+from embedtune.embed.backbone import describe_backbone
+from embedtune.embed.checkpoints import hash_file
+from embedtune.embed.encoder import TransformerEncoder
+from embedtune.embed.lexical import LexicalEncoder
+from embedtune.embed.static import StaticEncoder
+from embedtune.errors import BundleError
+from embedtune.runfolder import replace_dir, write_json
+
+SCHEMA = 1
+
+#: Parameters of a TransformerEncoder that are the reader's machine's business, not the classifier's.
+_LOCAL_PARAMS = ("store", "adapter", "device", "batch_tokens")
+_TRUSTED_PREFIXES = ("embedtune.heads.", "embedtune.embed.lexical.", "sklearn.", "numpy.", "scipy.sparse.")
+
+NamedEncoder = tuple[str, Any]
+
+
+@dataclass(frozen=True)
+class BundleParts:
+    """What a bundle is made of.
+
+    Attributes
+    ----------
+    views : sequence of (str, encoder)
+        Fitted encoders, in the order the head's columns have.
+    head : classifier
+        Fitted, on the views' columns side by side.
+    labels : sequence of str
+        The head's classes, in its order.
+    notes : mapping
+        JSON-able facts kept with it: the run's task, arm, figures.
+    """
+
+    views: Sequence[NamedEncoder]
+    head: Any
+    labels: Sequence[str]
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_bundle(parts: BundleParts, path: str | Path) -> Path:
+    """Write a bundle folder, whole or not at all; one already there is replaced.
+
+    Raises
+    ------
+    BundleError
+        If `path` is a file, or a folder that isn't a bundle.
+    """
+    import skops.io
+
+    path = Path(path)
+    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / "bundle.json").exists()):
+        raise BundleError(f"{path} exists and is not a bundle: choose another path.")
+    with replace_dir(path) as scratch:
+        views = [_write_view(name, encoder, scratch) for name, encoder in parts.views]
+        skops.io.dump(parts.head, scratch / "head.skops")
+        files = {str(file.relative_to(scratch).as_posix()): hash_file(file) for file in _list_files(scratch)}
+        manifest = {
+            "schema": SCHEMA,
+            "embedtune": embedtune.__version__,
+            "labels": [_plain(label) for label in parts.labels],
+            "views": views,
+            "head": {"kind": type(parts.head).__name__, "file": "head.skops"},
+            "notes": dict(parts.notes),
+            "files": files,
+        }
+        write_json(scratch / "bundle.json", manifest)
+    return path
+
+
+def read_bundle(path: str | Path, *, store: Any = None, device: str = "auto") -> BundleParts:
+    """Read a bundle, checking its schema, the hash of every file, and each backbone's weights.
+
+    Parameters
+    ----------
+    path : path
+        A folder `write_bundle` made.
+    store, device
+        Given to its transformer views.
+
+    Raises
+    ------
+    BundleError
+        If it isn't a bundle, is of a newer schema, a file is missing or changed, a backbone has other weights than
+        it was trained on, or it holds a type that is not on our short list.
+    """
+    path = Path(path)
+    manifest = _read_manifest(path)
+    for name, expected in manifest["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise BundleError(f"{path} lacks its file {name}: copy the whole bundle again.")
+        if hash_file(file) != expected:
+            raise BundleError(
+                f"{name} in {path} is not the file that was saved: copy the bundle again, or build it anew."
+            )
+    views = [(view["name"], _read_view(view, path, store=store, device=device)) for view in manifest["views"]]
+    head = _load_skops(path / manifest["head"]["file"])
+    return BundleParts(views=views, head=head, labels=manifest["labels"], notes=manifest["notes"])
+
+
+def link_or_copy(source: str, target: str) -> None:
+    """Hard-link a file where the disk allows it, else copy it; weights are large and never edited in place."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads((path / "bundle.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise BundleError(
+            f"{path} is not a bundle (no bundle.json): give the bundle folder of a run, "
+            "such as runs/demo/sentiment/bundle."
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise BundleError(f"{path / 'bundle.json'} is damaged: copy the bundle again.") from None
+    schema = manifest.get("schema")
+    if not isinstance(schema, int):
+        raise BundleError(f"{path / 'bundle.json'} names no schema: it is not an embedtune bundle.")
+    if schema > SCHEMA:
+        raise BundleError(
+            f"{path} has schema {schema}, written by embedtune {manifest.get('embedtune', '?')}; this embedtune "
+            f"{embedtune.__version__} reads up to {SCHEMA}: upgrade embedtune."
+        )
+    return manifest
+
+
+def _write_view(name: str, encoder: Any, folder: Path) -> dict[str, Any]:
+    import skops.io
+
+    if isinstance(encoder, TransformerEncoder):
+        params = {key: value for key, value in encoder.get_params().items() if key not in _LOCAL_PARAMS}
+        view = {"name": name, "kind": "transformer", "params": _plain(params), "backbone": _identify(encoder)}
+        if encoder.adapter is not None:
+            view["adapter"] = f"adapters/{name}"
+            shutil.copytree(
+                encoder.adapter,
+                folder / "adapters" / name,
+                ignore=shutil.ignore_patterns("checkpoints", "logs"),
+                copy_function=link_or_copy,
+            )
+        return view
+    if isinstance(encoder, StaticEncoder):
+        return {"name": name, "kind": "static", "params": _plain(encoder.get_params())}
+    if isinstance(encoder, LexicalEncoder):
+        skops.io.dump(encoder, folder / f"view-{name}.skops")
+        return {"name": name, "kind": "lexical", "file": f"view-{name}.skops"}
+    raise BundleError(
+        f"view '{name}' is a {type(encoder).__name__}, which a bundle can't hold: "
+        "use TransformerEncoder, StaticEncoder or LexicalEncoder."
+    )
+
+
+def _read_view(view: dict[str, Any], path: Path, *, store: Any, device: str) -> Any:
+    if view["kind"] == "lexical":
+        return _load_skops(path / view["file"])
+    params = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in view["params"].items()
+    }
+    if view["kind"] == "static":
+        return StaticEncoder(**params).fit([])
+    adapter = str(path / view["adapter"]) if "adapter" in view else None
+    encoder = TransformerEncoder(**params, adapter=adapter, store=store, device=device)
+    found = _identify(encoder)
+    for key, expected in view["backbone"].items():
+        if found[key] != expected:
+            raise BundleError(
+                f"the bundle's view '{view['name']}' was trained on {params['model']} with {key} {expected}, "
+                f"and here it is {found[key]}: get the same model, or train again."
+            )
+    return encoder
+
+
+def _identify(encoder: TransformerEncoder) -> dict[str, str]:
+    """Return the hashes of all that makes an encoder's numbers what they are."""
+    described = describe_backbone(
+        encoder.model,
+        adapter=encoder.adapter,
+        revision=encoder.revision,
+        trust_remote_code=encoder.trust_remote_code,
+    )
+    return {
+        "weights": described.weights_hash,
+        "config": described.config_hash,
+        "tokenizer": described.tokenizer_hash,
+        "adapter": described.adapter_hash,
+    }
+
+
+def _load_skops(path: Path) -> Any:
+    import skops.io
+
+    unknown = skops.io.get_untrusted_types(file=path)
+    refused = [name for name in unknown if not name.startswith(_TRUSTED_PREFIXES)]
+    if refused:
+        raise BundleError(
+            f"{path.name} holds types we don't load: {', '.join(sorted(refused))}. Get a bundle you trust."
+        )
+    return skops.io.load(path, trusted=unknown)
+
+
+def _list_files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file())
+
+
+def _plain(value: Any) -> Any:
+    """Turn tuples and NumPy scalars into what JSON holds."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.item() if hasattr(value, "item") else value

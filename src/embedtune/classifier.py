@@ -1,0 +1,201 @@
+"""EmbedClassifier: views, joined, under a head; a scikit-learn classifier over texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.utils.validation import check_is_fitted
+
+from embedtune.bundle import BundleParts, NamedEncoder, read_bundle, write_bundle
+from embedtune.embed.encoder import TransformerEncoder
+from embedtune.embed.lexical import LexicalEncoder
+from embedtune.embed.static import StaticEncoder
+from embedtune.embed.texts import check_texts
+from embedtune.errors import DataError
+from embedtune.heads.linear import SoftmaxHead
+from embedtune.heads.table import make_head
+
+DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Classify texts by a head on one or several views of them.
+
+    Parameters
+    ----------
+    views : sequence of encoder or of (str, encoder), or None
+        Their columns are joined in this order. None: the last five layers of all-MiniLM-L6-v2, static token vectors
+        and TF-IDF.
+    head : str or classifier
+        ``"auto"``, ``"logistic"``, ``"ridge"``, ``"stack"``, ``"cooccurrence"``, or any scikit-learn classifier.
+    class_weight : {"balanced"} or None
+        For the named heads.
+    random_state : int
+        Seeds the head.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Columns of `predict_proba`.
+    views_ : list of (str, encoder)
+        Fitted encoders.
+    head_ : classifier
+        Fitted head.
+
+    Examples
+    --------
+    >>> classifier = EmbedClassifier([LexicalEncoder()], head="logistic")
+    >>> texts = ["sales rose", "profit rose", "orders rose", "sales fell", "profit fell", "orders fell"]
+    >>> classifier.fit(texts, ["up", "up", "up", "down", "down", "down"]).predict(["revenue rose"])
+    array(['up'], dtype='<U4')
+    """
+
+    def __init__(
+        self,
+        views: Sequence[Any] | None = None,
+        head: Any = "auto",
+        *,
+        class_weight: str | None = None,
+        random_state: int = 0,
+    ) -> None:
+        self.views = views
+        self.head = head
+        self.class_weight = class_weight
+        self.random_state = random_state
+
+    def fit(self, texts: Sequence[str], labels: Sequence[Any], groups: Sequence[Any] | None = None) -> Self:
+        """Fit the views, then the head on their columns.
+
+        Parameters
+        ----------
+        texts : sequence of str, length n
+        labels : sequence of str or int, length n
+        groups : sequence, length n, optional
+            Rows with equal groups stay on one side of every cross-validation fold.
+
+        Raises
+        ------
+        DataError
+            If lengths differ, there is no text, or only one label.
+        """
+        texts = check_texts(texts)
+        y = np.asarray(labels)
+        if len(texts) != len(y):
+            raise DataError(f"{len(texts)} texts but {len(y)} labels: give one label per text.")
+        if len(set(y.tolist())) < 2:
+            raise DataError(
+                f"all {len(y)} labels are {y[0] if len(y) else 'missing'}: a classifier needs two or more."
+            )
+        self.views_ = [(name, clone(encoder).fit(texts)) for name, encoder in name_views(self.views)]
+        matrices = [encoder.transform(texts) for _, encoder in self.views_]
+        X = _join(matrices)
+        head = self._make_head() if isinstance(self.head, str) else clone(self.head)
+        self.head_ = head.fit(X, y) if groups is None else head.fit(X, y, groups=np.asarray(groups))
+        self.classes_ = self.head_.classes_
+        return self
+
+    def predict_proba(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """Return each text's probability of each class, shape (n, n_classes), columns as `classes_`."""
+        check_is_fitted(self, "head_")
+        texts = check_texts(texts)
+        if not texts:
+            return np.empty((0, len(self.classes_)))
+        probabilities: NDArray[np.float64] = self.head_.predict_proba(self.transform(texts))
+        return probabilities
+
+    def predict(self, texts: Sequence[str]) -> NDArray[Any]:
+        """Return each text's most probable class, shape (n,)."""
+        winners: NDArray[Any] = np.asarray(self.classes_)[self.predict_proba(texts).argmax(axis=1)]
+        return winners
+
+    def transform(self, texts: Sequence[str]) -> Any:
+        """Return the joined views, shape (n, sum of widths): dense float32, or CSR when a view is sparse."""
+        check_is_fitted(self, "head_")
+        return _join([encoder.transform(check_texts(texts)) for _, encoder in self.views_])
+
+    def save(self, path: str | Path, *, notes: Mapping[str, Any] | None = None) -> Path:
+        """Write the fitted classifier as a bundle; see `embedtune.bundle`."""
+        check_is_fitted(self, "head_")
+        return write_bundle(BundleParts(self.views_, self.head_, list(self.classes_), notes or {}), path)
+
+    @classmethod
+    def from_finetuned(
+        cls, encoder: TransformerEncoder, *, weight: Any, bias: Any, labels: Sequence[str]
+    ) -> Self:
+        """Return the end-to-end classifier of a fine-tuned backbone: softmax(W x + b) of its pooled last layer.
+
+        Parameters
+        ----------
+        encoder : TransformerEncoder
+            Reads the layer and pooling the head was trained on, with its adapter.
+        weight : array of shape (n_labels, width)
+        bias : array of shape (n_labels,)
+        labels : sequence of str
+            In the order of the rows of `weight`.
+        """
+        return cls._from_parts([("end-to-end", encoder)], SoftmaxHead.from_weights(weight, bias, labels))
+
+    @classmethod
+    def _from_parts(cls, views: Sequence[NamedEncoder], head: Any) -> Self:
+        classifier = cls(list(views), head)
+        classifier.views_, classifier.head_, classifier.classes_ = list(views), head, head.classes_
+        return classifier
+
+    def _make_head(self) -> Any:
+        widths: list[int] = []
+        groups: list[tuple[int, ...]] = []
+        for _, encoder in self.views_:
+            groups.extend(_group_blocks(encoder, first=len(widths)))
+            widths.extend(encoder.widths_)
+        return make_head(
+            self.head,
+            widths=tuple(widths),
+            views=tuple(groups),
+            class_weight=self.class_weight,
+            random_state=self.random_state,
+        )
+
+
+def load_bundle(path: str | Path, *, store: Any = None, device: str = "auto") -> EmbedClassifier:
+    """Load a bundle as the fitted EmbedClassifier it was saved from.
+
+    Raises
+    ------
+    BundleError
+        If it is damaged, changed, too new, or its backbone differs from the one it was trained on.
+    """
+    parts = read_bundle(path, store=store, device=device)
+    return EmbedClassifier._from_parts(parts.views, parts.head)
+
+
+def name_views(views: Sequence[Any] | None) -> list[NamedEncoder]:
+    """Return views as (name, encoder) pairs; bare encoders are named by their kind and place."""
+    if views is None:
+        views = [
+            ("minilm", TransformerEncoder(DEFAULT_MODEL, layers="last5")),
+            ("static", StaticEncoder()),
+            ("lexical", LexicalEncoder()),
+        ]
+    return [view if isinstance(view, tuple) else (f"view{i}", view) for i, view in enumerate(views)]
+
+
+def _group_blocks(encoder: Any, *, first: int) -> list[tuple[int, ...]]:
+    """Say which blocks a stack reads together: several layers as the last one, and all of them; others one by one."""
+    blocks = tuple(range(first, first + len(encoder.widths_)))
+    if isinstance(encoder, TransformerEncoder) and len(blocks) > 1:
+        return [(blocks[int(np.argmax(encoder.layers_))],), blocks]
+    return [(block,) for block in blocks]
+
+
+def _join(matrices: Sequence[Any]) -> Any:
+    if any(sparse.issparse(matrix) for matrix in matrices):
+        return sparse.hstack(
+            [sparse.csr_matrix(matrix) for matrix in matrices], format="csr", dtype=np.float32
+        )
+    return np.hstack(matrices)

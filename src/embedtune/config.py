@@ -1,0 +1,286 @@
+"""Experiment: every setting of a run, its default and its allowed values, and nothing else.
+
+Defaults live here only. Library classes take flat arguments; `pipeline` hands them over.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from embedtune.errors import ConfigError, suggest_nearest
+
+RECIPES_DIR = Path(__file__).parent / "recipes"
+
+Pooling = Literal["mean", "cls", "last", "max", "pooler", "mean_padded"]
+Arm = Literal["majority", "floor", "frozen", "frozen+", "tuned", "end-to-end"]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class SourceConfig(_Part):
+    """Where one task's labelled texts come from; the arguments of `load_dataset`."""
+
+    source: str
+    task: str | None = None
+    text_column: str | None = None
+    label_column: str | None = None
+    group_column: str | None = None
+    test_source: str | None = None
+    hub_config: str | None = None
+    hub_split: str = "train"
+    hub_test_split: str | None = None
+    encoding: str | None = None
+
+
+class PrepareConfig(_Part):
+    """How rows are cleaned and split."""
+
+    tune_fraction: Fraction = 0.3
+    test_fraction: Fraction = 0.2
+    near_duplicate: float = Field(default=0.8, gt=0, le=1)
+    max_rows: int | None = Field(default=None, ge=50)
+
+
+class TransformerView(_Part):
+    """Hidden layers of a backbone."""
+
+    kind: Literal["transformer"] = "transformer"
+    model: str
+    layers: Literal["all"] | str | tuple[int, ...] = "last5"
+    pooling: Pooling = "mean"
+    max_length: int = Field(default=128, ge=4)
+    prefix: str = ""
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
+class StaticView(_Part):
+    """A table of static token vectors."""
+
+    kind: Literal["static"] = "static"
+    source: str = "wordllama"
+
+
+class LexicalView(_Part):
+    """TF-IDF of words and character n-grams."""
+
+    kind: Literal["lexical"] = "lexical"
+
+
+View = Annotated[TransformerView | StaticView | LexicalView, Field(discriminator="kind")]
+
+
+class EmbedConfig(_Part):
+    """The views, and how and where they are computed."""
+
+    views: dict[str, View] = Field(min_length=1)
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    batch_tokens: Literal["auto"] | Annotated[int, Field(ge=16)] = "auto"
+    store: str = "auto"
+
+
+class FinetuneConfig(_Part):
+    """How backbones are fine-tuned; `backbones` names models of the views, or is ``"all"``."""
+
+    backbones: Literal["all"] | tuple[str, ...] = "all"
+    method: Literal["full", "upper", "lora"] = "full"
+    n_upper_layers: int = Field(default=2, ge=1)
+    lora_rank: int = Field(default=8, ge=1)
+    lora_alpha: int = Field(default=16, ge=1)
+    epochs: int = Field(default=5, ge=1)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    batch_size: int = Field(default=32, ge=1)
+    validation_fraction: Fraction = 0.1
+    patience: int = Field(default=2, ge=1)
+    class_weight: Literal["balanced"] | None = None
+
+
+class FitConfig(_Part):
+    """Which head is trained on the views."""
+
+    head: Literal["auto", "logistic", "ridge", "stack", "cooccurrence"] = "auto"
+    class_weight: Literal["balanced"] | None = None
+
+
+class CompareConfig(_Part):
+    """Which arms stand against each other, and how their intervals are drawn."""
+
+    arms: tuple[Arm, ...] = ("majority", "floor", "frozen", "frozen+", "tuned", "end-to-end")
+    n_resamples: int = Field(default=1000, ge=100)
+    confidence: Fraction = 0.95
+    probe_layers: bool = True
+
+
+class Experiment(_Part):
+    """One run: its tasks and the settings of each stage.
+
+    Attributes
+    ----------
+    tasks : dict of str to SourceConfig
+        One comparison each; a run with one task has its files directly in the run folder.
+    seeds : tuple of int
+        Every arm is trained once per seed. The first one also seeds the split and makes the bundle.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    tasks: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], SourceConfig] = Field(
+        min_length=1
+    )
+    prepare: PrepareConfig = PrepareConfig()
+    embed: EmbedConfig
+    finetune: FinetuneConfig = FinetuneConfig()
+    fit: FitConfig = FitConfig()
+    compare: CompareConfig = CompareConfig()
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+
+    @model_validator(mode="after")
+    def _check_backbones(self) -> Experiment:
+        models = {view.model for view in self.embed.views.values() if isinstance(view, TransformerView)}
+        if self.finetune.backbones != "all":
+            for model in self.finetune.backbones:
+                if model not in models:
+                    raise ValueError(
+                        f"finetune.backbones names '{model}', which no view reads: the views read "
+                        f"{sorted(models)}{suggest_nearest(model, models)}"
+                    )
+        return self
+
+
+def list_recipes() -> list[str]:
+    """Return the names of the shipped recipes."""
+    return sorted(path.stem for path in RECIPES_DIR.glob("*.yaml"))
+
+
+def read_settings(recipe: str) -> dict[str, Any]:
+    """Read a recipe's raw settings, by its name or by the path of a YAML file.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such recipe, or the file isn't a YAML mapping.
+    """
+    path = Path(recipe)
+    if path.suffix not in (".yaml", ".yml"):
+        names = list_recipes()
+        if recipe not in names:
+            raise ConfigError(
+                f"no recipe named '{recipe}'{suggest_nearest(recipe, names)}: there are {', '.join(names)}. "
+                "Give one of them, a .yaml file, or your own texts with --data."
+            )
+        path = RECIPES_DIR / f"{recipe}.yaml"
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"can't read {path}: {error.strerror}. Give the path of a YAML file.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = " ".join(str(error).split())
+        raise ConfigError(f"{path} is not valid YAML: {where}. Mend that line.") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(
+            f"{path} holds no settings: write 'key: value' lines; see `embedtune recipes demo`."
+        )
+    return settings
+
+
+def apply_overrides(settings: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Set dotted keys given as ``key=value`` (the value in YAML) in a copy of `settings`.
+
+    Raises
+    ------
+    ConfigError
+        If an override isn't ``key=value`` or its value isn't YAML.
+    """
+    result = _copy(settings)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not re.fullmatch(r"[\w.+-]+", key):
+            raise ConfigError(
+                f"'{override}' is not a setting: write key=value, for example finetune.epochs=3."
+            )
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"can't read the value of {key}: '{text}' is not YAML. Quote it.") from None
+        place = result
+        *parents, last = key.split(".")
+        for parent in parents:
+            child = place.setdefault(parent, {})
+            if not isinstance(child, dict):
+                raise ConfigError(
+                    f"can't set {key}: {parent} is a single value. See `embedtune recipes NAME`."
+                )
+            place = child
+        place[last] = _number(value)
+    return result
+
+
+def build_experiment(settings: Mapping[str, Any], *, where: str) -> Experiment:
+    """Check `settings` and return the Experiment they describe.
+
+    Raises
+    ------
+    ConfigError
+        Naming every unknown key and every value out of range at once; `where` says whose they are.
+    """
+    try:
+        return Experiment.model_validate(settings)
+    except ValidationError as error:
+        problems = [_describe(problem) for problem in error.errors()]
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    raise ConfigError(f"{count} in {where}: {'; '.join(problems)}.")
+
+
+def dump_experiment(experiment: Experiment) -> str:
+    """Return the resolved experiment as YAML; `build_experiment` reads it back to an equal one."""
+    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _copy(value: Any) -> Any:
+    return {key: _copy(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _number(value: Any) -> Any:
+    """Read ``1e-4``, which YAML 1.1 takes for a string, as the number it is."""
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        return float(value)
+    return value
+
+
+def _describe(problem: Mapping[str, Any]) -> str:
+    """Say one pydantic problem in our words: the key, the value got, what is allowed."""
+    location: Sequence[str | int] = problem["loc"]
+    kinds = {"transformer", "static", "lexical"}
+    key = ".".join(str(part) for part in location if part not in kinds)
+    if problem["type"] == "extra_forbidden":
+        allowed = _keys_beside(location)
+        name = str(location[-1])
+        return f"unknown key '{key}'{suggest_nearest(name, allowed)}, allowed here: {', '.join(allowed)}"
+    if problem["type"] == "missing":
+        return f"'{key}' is missing"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return message
+    return f"'{key}' is {problem['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _keys_beside(location: Sequence[str | int]) -> list[str]:
+    """Return the keys allowed where an unknown one stood."""
+    sections: dict[str, type[_Part]] = {
+        "tasks": SourceConfig, "prepare": PrepareConfig, "embed": EmbedConfig, "finetune": FinetuneConfig,
+        "fit": FitConfig, "compare": CompareConfig, "transformer": TransformerView, "static": StaticView,
+        "lexical": LexicalView,
+    }  # fmt: skip
+    for part in reversed(location[:-1]):
+        if part in sections:
+            return list(sections[str(part)].model_fields)
+    return list(Experiment.model_fields)

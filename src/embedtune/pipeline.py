@@ -1,0 +1,533 @@
+"""The stages of a run, one function each, over one task's run folder.
+
+prepare → embed → finetune → embed-tuned → fit → compare → report → bundle. A stage is a sequence of steps; a step that
+has been done with the same inputs is not done again (`runfolder`). Nothing but this module and `cli` reads Experiment.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedtune.bundle import link_or_copy
+from embedtune.classifier import EmbedClassifier
+from embedtune.config import Experiment, LexicalView, SourceConfig, StaticView, TransformerView
+from embedtune.data.prepare import fingerprint, prepare_splits
+from embedtune.data.sources import load_dataset
+from embedtune.data.splits import Splits, read_splits, write_splits
+from embedtune.embed.backbone import describe_backbone
+from embedtune.embed.checkpoints import hash_file, name_model
+from embedtune.embed.encoder import TransformerEncoder
+from embedtune.embed.lexical import LexicalEncoder
+from embedtune.embed.static import StaticEncoder
+from embedtune.embed.store import EmbeddingStore
+from embedtune.errors import RunFolderError
+from embedtune.evaluate.arms import ARMS, compare_arms, score_arm, write_verdict
+from embedtune.evaluate.cost import measure
+from embedtune.finetune.train import fine_tune, read_finetuned
+from embedtune.heads.probe import probe_blocks
+from embedtune.predictions import read_predictions, write_predictions
+from embedtune.report.build import build_report
+from embedtune.results import describe_environment, sum_costs
+from embedtune.runfolder import RunFolder, digest, replace_dir, write_json
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TaskRun:
+    """One task of an experiment and the folder its results go to."""
+
+    experiment: Experiment
+    task: str
+    folder: RunFolder
+    command: str
+
+    @property
+    def path(self) -> Path:
+        """The run folder."""
+        return self.folder.path
+
+    @property
+    def source(self) -> SourceConfig:
+        """Where this task's texts come from."""
+        return self.experiment.tasks[self.task]
+
+    @property
+    def splits(self) -> Splits:
+        """The prepared rows."""
+        return read_splits(self.path / "data")
+
+    def record(self, step: str) -> dict[str, Any]:
+        """Return what an earlier step recorded.
+
+        Raises
+        ------
+        RunFolderError
+            If it hasn't been done.
+        """
+        record = self.folder.read_record(step)
+        if record is None:
+            stage = step.split(".")[0]
+            raise RunFolderError(
+                f"{self.path} has no finished '{stage}' stage: "
+                f"run `embedtune {stage} {self.path}` first, or the whole run."
+            )
+        return record
+
+
+def prepare(run: TaskRun) -> None:
+    """Read the source, clean and split its rows into ``data/``."""
+    experiment, source = run.experiment, run.source
+
+    def load() -> Any:
+        return load_dataset(**source.model_dump())
+
+    paths = [Path(path) for path in (source.source, source.test_source) if path is not None]
+    dataset = None if all(path.is_file() for path in paths) else load()
+    stamp = [hash_file(path) for path in paths] if dataset is None else [fingerprint(dataset)]
+
+    def compute() -> dict[str, Any]:
+        rows = load() if dataset is None else dataset
+        splits, audit = prepare_splits(rows, **experiment.prepare.model_dump(), seed=experiment.seeds[0])
+        write_splits(splits, audit, run.path / "data")
+        return {part: len(splits.rows(part)) for part in ("tune", "train", "test")}
+
+    key = digest(stamp, source.model_dump(), experiment.prepare.model_dump(), experiment.seeds[0])
+    outputs = [run.path / "data" / name for name in ("splits.parquet", "audit.json")]
+    n = run.folder.run_step("prepare", key, compute, outputs=outputs)
+    log.info("%s: %d tune, %d train and %d test rows", run.task, n["tune"], n["train"], n["test"])
+
+
+def embed(run: TaskRun) -> None:
+    """Read every text with every frozen backbone into the store."""
+    texts = run.splits.texts
+    for view in _reads(run):
+        _extract(run, _embed_step(view), view, texts, adapter=None)
+
+
+def finetune(run: TaskRun) -> None:
+    """Fine-tune each chosen backbone on the rows each tuned arm gives it."""
+    settings = run.experiment.finetune
+    splits = run.splits
+    names = splits.label_names
+    y = _encode(splits)
+    for view in _tuned_reads(run):
+        for seed in run.experiment.seeds:
+            for parts in _tuned_parts(run):
+                rows = splits.rows(*parts)
+                adapter = _adapter_dir(run, view.model, parts, seed)
+
+                def compute(
+                    view: TransformerView = view,
+                    seed: int = seed,
+                    rows: NDArray[Any] = rows,
+                    adapter: Path = adapter,
+                ) -> dict[str, Any]:
+                    with measure() as cost:
+                        tuned = fine_tune(
+                            view.model,
+                            [splits.texts[i] for i in rows],
+                            labels=y[rows],
+                            label_names=names,
+                            groups=np.asarray(splits.groups)[rows],
+                            output_dir=adapter,
+                            max_length=view.max_length,
+                            pooling=view.pooling,
+                            prefix=view.prefix,
+                            revision=view.revision,
+                            seed=seed,
+                            device=run.experiment.embed.device,
+                            **settings.model_dump(exclude={"backbones"}),
+                        )
+                    return {
+                        "seconds": tuned.seconds,
+                        "peak_memory_bytes": cost.peak_memory_bytes,
+                        "trained_parameters": tuned.n_trained_parameters,
+                        "total_parameters": tuned.n_parameters,
+                        "validation_macro_f1": tuned.validation_macro_f1,
+                    }
+
+                step = _adapter_step(view.model, parts, seed)
+                run.folder.run_step(
+                    step, _adapter_key(run, view, parts, seed), compute, outputs=[adapter / "finetune.json"]
+                )
+
+
+def embed_tuned(run: TaskRun) -> None:
+    """Read the texts again with the fine-tuned backbones, as far as the arms need them."""
+    splits = run.splits
+    for view in _tuned_reads(run):
+        for seed in run.experiment.seeds:
+            for parts in _tuned_parts(run):
+                own_head = parts == ("tune", "train")
+                needed = splits.rows("test") if own_head else splits.rows("train", "test")
+                read = view.model_copy(update={"layers": (-1,)}) if own_head else view
+                adapter = _adapter_dir(run, view.model, parts, seed)
+                step = f"embed-tuned.{_adapter_step(view.model, parts, seed).removeprefix('finetune.')}"
+                _extract(run, step, read, [splits.texts[i] for i in needed], adapter=adapter)
+
+
+def fit(run: TaskRun) -> None:
+    """Train every arm's head and save what it says of the test rows; probe the layers."""
+    splits = run.splits
+    for arm in run.experiment.compare.arms:
+
+        def compute(arm: str = arm) -> dict[str, Any]:
+            by_seed: dict[int, NDArray[np.float64]] = {}
+            with measure() as cost:
+                for seed in run.experiment.seeds:
+                    by_seed[seed] = _fit_arm(run, splits, arm, seed)
+            write_predictions(_predictions_path(run, arm), splits, by_seed)
+            return {"seconds": cost.seconds, "peak_memory_bytes": cost.peak_memory_bytes}
+
+        log.info("%s: fitting %s", run.task, arm)
+        run.folder.run_step(f"fit.{arm}", _arm_key(run, arm), compute, outputs=[_predictions_path(run, arm)])
+    if run.experiment.compare.probe_layers:
+        _probe(run, splits)
+
+
+def compare(run: TaskRun) -> None:
+    """Score the arms, set them against each other, and write results.json."""
+    settings = run.experiment.compare
+    splits = run.splits
+    arms = settings.arms
+    options = {"n_resamples": settings.n_resamples, "confidence": settings.confidence}
+
+    def compute() -> dict[str, Any]:
+        test = splits.rows("test")
+        y, groups = _encode(splits)[test], np.asarray(splits.groups)[test]
+        probabilities = {arm: read_predictions(_predictions_path(run, arm), splits) for arm in arms}
+        scores = {
+            arm: {
+                **score_arm(y, probabilities[arm], splits.label_names, groups=groups, **options),
+                "cost": _cost(run, arm),
+                "seeds": list(run.experiment.seeds),
+            }
+            for arm in arms
+        }
+        comparisons = compare_arms(y, probabilities, groups=groups, **options)
+        contenders = [arm for arm in arms if arm != "majority"] or list(arms)
+        results = {
+            "schema": 1,
+            "task": run.task,
+            "labels": list(splits.label_names),
+            "n": {part: len(splits.rows(part)) for part in ("tune", "train", "test")},
+            "arms": scores,
+            "comparisons": comparisons,
+            "best": max(contenders, key=lambda arm: float(scores[arm]["macro_f1"]["value"])),
+            "verdict": write_verdict(scores, comparisons),
+            "environment": describe_environment(command=run.command, seeds=run.experiment.seeds),
+        }
+        write_json(run.path / "results.json", results)
+        return {"best": results["best"]}
+
+    key = digest([_arm_key(run, arm) for arm in arms], settings.model_dump())
+    run.folder.run_step("compare", key, compute, outputs=[run.path / "results.json"])
+
+
+def report(run: TaskRun) -> None:
+    """Write report.html from what the run folder holds."""
+    path = run.path / "report.html"
+
+    def compute() -> dict[str, Any]:
+        build_report([run.path], path)
+        return {}
+
+    run.folder.run_step("report", digest(run.record("compare")["key"]), compute, outputs=[path])
+
+
+def bundle(run: TaskRun) -> None:
+    """Copy the best arm's classifier to ``bundle/``."""
+    best = run.record("compare")["result"]["best"]
+    target = run.path / "bundle"
+
+    def compute() -> dict[str, Any]:
+        with replace_dir(target) as scratch:
+            shutil.copytree(_arm_dir(run, best), scratch, copy_function=link_or_copy, dirs_exist_ok=True)
+        return {"arm": best}
+
+    run.folder.run_step(
+        "bundle", digest(best, _arm_key(run, best)), compute, outputs=[target / "bundle.json"]
+    )
+
+
+#: In the order they run.
+STAGES: dict[str, Callable[[TaskRun], None]] = {
+    "prepare": prepare,
+    "embed": embed,
+    "finetune": finetune,
+    "embed-tuned": embed_tuned,
+    "fit": fit,
+    "compare": compare,
+    "report": report,
+    "bundle": bundle,
+}
+
+
+def run_stages(run: TaskRun, *, first: str = "prepare", last: str = "bundle", redo: bool = False) -> None:
+    """Run the stages from `first` to `last`; with `redo`, again even where they were done."""
+    names = list(STAGES)
+    chosen = names[names.index(first) : names.index(last) + 1]
+    if redo:
+        for name in chosen:
+            run.folder.forget(name)
+    for name in chosen:
+        log.info("%s: %s", run.task, name)
+        STAGES[name](run)
+
+
+def _fit_arm(run: TaskRun, splits: Splits, arm: str, seed: int) -> NDArray[np.float64]:
+    """Train one arm with one seed; return its probabilities on the test rows, shape (n_test, n_labels)."""
+    rows = splits.rows(*ARM_ROWS[arm])
+    test = splits.rows("test")
+    if arm == "majority":
+        shares = np.bincount(_encode(splits)[rows], minlength=len(splits.label_names)) / len(rows)
+        return np.tile(shares, (len(test), 1))
+    classifier = _build_classifier(run, arm, seed)
+    if arm != "end-to-end":
+        texts, labels = [splits.texts[i] for i in rows], [splits.labels[i] for i in rows]
+        classifier.fit(texts, labels, groups=[splits.groups[i] for i in rows])
+    probabilities = classifier.predict_proba([splits.texts[i] for i in test])
+    if seed == run.experiment.seeds[0]:
+        classifier.save(_arm_dir(run, arm), notes={"task": run.task, "arm": arm, "seed": seed})
+    return probabilities
+
+
+#: Which parts' labels an arm's head is trained on.
+ARM_ROWS: Mapping[str, tuple[str, ...]] = {
+    "majority": ("tune", "train"),
+    "floor": ("tune", "train"),
+    "frozen": ("train",),
+    "frozen+": ("tune", "train"),
+    "tuned": ("train",),
+    "end-to-end": ("tune", "train"),
+}
+
+
+def _build_classifier(run: TaskRun, arm: str, seed: int) -> EmbedClassifier:
+    settings = run.experiment.fit
+    options = {"class_weight": settings.class_weight, "random_state": seed}
+    if arm == "floor":
+        return EmbedClassifier([("lexical", LexicalEncoder())], "logistic", **options)
+    if arm == "end-to-end":
+        return _build_end_to_end(run, seed)
+    tuned = {view.model for view in _tuned_reads(run)} if arm == "tuned" else set()
+    views: list[tuple[str, Any]] = []
+    for name, view in run.experiment.embed.views.items():
+        if isinstance(view, TransformerView):
+            adapter = _adapter_dir(run, view.model, ("tune",), seed) if view.model in tuned else None
+            views.append((name, _build_encoder(run, view, adapter=adapter)))
+        elif isinstance(view, StaticView):
+            views.append((name, StaticEncoder(view.source)))
+        else:
+            assert isinstance(view, LexicalView)
+            views.append((name, LexicalEncoder()))
+    return EmbedClassifier(views, settings.head, **options)
+
+
+def _build_end_to_end(run: TaskRun, seed: int) -> EmbedClassifier:
+    """Return the fine-tuned backbone that did best on its validation rows, with its own head."""
+    parts = ("tune", "train")
+
+    def validated(view: TransformerView) -> float:
+        return float(run.record(_adapter_step(view.model, parts, seed))["result"]["validation_macro_f1"])
+
+    view = max(_tuned_reads(run), key=validated)
+    adapter = _adapter_dir(run, view.model, parts, seed)
+    encoder = _build_encoder(run, view.model_copy(update={"layers": (-1,)}), adapter=adapter)
+    tuned = read_finetuned(adapter)
+    return EmbedClassifier.from_finetuned(
+        encoder, weight=tuned.weight, bias=tuned.bias, labels=tuned.label_names
+    )
+
+
+def _probe(run: TaskRun, splits: Splits) -> None:
+    """Write probes.json: how well each layer separates the labels, cross-validated inside the train rows."""
+    rows = splits.rows("train")
+    texts = [splits.texts[i] for i in rows]
+    y, groups = _encode(splits)[rows], np.asarray(splits.groups)[rows]
+    seed = run.experiment.seeds[0]
+    tuned = {view.model for view in _tuned_reads(run)} if "tuned" in run.experiment.compare.arms else set()
+
+    def compute() -> dict[str, Any]:
+        curves = []
+        for view in _reads(run):
+            for state in ("frozen", "tuned") if view.model in tuned else ("frozen",):
+                adapter = None if state == "frozen" else _adapter_dir(run, view.model, ("tune",), seed)
+                encoder = _build_encoder(run, view, adapter=adapter)
+                X = encoder.transform(texts)
+                scores = probe_blocks(X, y, widths=encoder.widths_, groups=groups, random_state=seed)
+                name = name_model(view.model)
+                curves.append(
+                    {"view": name, "adapter": state, "layers": list(encoder.layers_), "scores": scores}
+                )
+        write_json(run.path / "probes.json", {"metric": "macro_f1", "curves": curves})
+        return {}
+
+    keys = [_adapter_key(run, view, ("tune",), seed) for view in _tuned_reads(run) if view.model in tuned]
+    key = digest(run.record("prepare")["key"], [view.model_dump() for view in _reads(run)], keys)
+    run.folder.run_step("fit.probe", key, compute, outputs=[run.path / "probes.json"])
+
+
+def _extract(
+    run: TaskRun,
+    step: str,
+    view: TransformerView,
+    texts: list[str] | tuple[str, ...],
+    *,
+    adapter: Path | None,
+) -> None:
+    """Make sure the store holds what `view` reads from the texts; record how long it took."""
+
+    def compute() -> dict[str, Any]:
+        encoder = _build_encoder(run, view, adapter=adapter)
+        with measure() as cost:
+            encoder.transform(texts)
+        whole = encoder.last_n_computed_ == len(set(texts))
+        return {
+            "seconds": encoder.last_seconds_ if whole else None,
+            "rows_per_second": encoder.last_n_computed_ / encoder.last_seconds_
+            if encoder.last_n_computed_
+            else None,
+            "peak_memory_bytes": cost.peak_memory_bytes,
+            "total_parameters": encoder.n_parameters_,
+        }
+
+    backbone = describe_backbone(
+        view.model, adapter=adapter, revision=view.revision, trust_remote_code=view.trust_remote_code
+    )
+    settings = run.experiment.embed.model_dump(exclude={"views"})
+    hashes = [backbone.weights_hash, backbone.config_hash, backbone.tokenizer_hash, backbone.adapter_hash]
+    key = digest(run.record("prepare")["key"], view.model_dump(), hashes, settings)
+    run.folder.run_step(step, key, compute)
+
+
+def _build_encoder(run: TaskRun, view: TransformerView, *, adapter: Path | None) -> TransformerEncoder:
+    settings = run.experiment.embed
+    return TransformerEncoder(
+        **view.model_dump(exclude={"kind"}),
+        adapter=None if adapter is None else str(adapter),
+        precision=settings.precision,
+        device=settings.device,
+        batch_tokens=settings.batch_tokens,
+        store=EmbeddingStore(None if settings.store == "auto" else settings.store),
+    )
+
+
+def _reads(run: TaskRun) -> list[TransformerView]:
+    """Return one view per distinct way a backbone is run, with every layer that anything asks of it."""
+    asked: dict[TransformerView, set[int] | None] = {}
+    for view in run.experiment.embed.views.values():
+        if isinstance(view, TransformerView):
+            way = view.model_copy(update={"layers": "all"})
+            before = asked.setdefault(way, set())
+            layers = None if run.experiment.compare.probe_layers else _layer_numbers(view.layers)
+            asked[way] = None if layers is None or before is None else before | layers
+    return [
+        way if layers is None else way.model_copy(update={"layers": tuple(sorted(layers))})
+        for way, layers in asked.items()
+    ]
+
+
+def _layer_numbers(layers: str | tuple[int, ...]) -> set[int] | None:
+    """Return layers as numbers, None for all of them."""
+    if layers == "all":
+        return None
+    if isinstance(layers, str):
+        return set(range(-int(layers.removeprefix("last")), 0))
+    return set(layers)
+
+
+def _tuned_reads(run: TaskRun) -> list[TransformerView]:
+    """Return the reads whose backbone is fine-tuned, one per backbone."""
+    chosen = run.experiment.finetune.backbones
+    reads = {view.model: view for view in reversed(_reads(run)) if chosen == "all" or view.model in chosen}
+    return [reads[model] for model in reversed(reads)] if list(_tuned_parts(run)) else []
+
+
+def _tuned_parts(run: TaskRun) -> Iterator[tuple[str, ...]]:
+    """Yield the parts backbones are fine-tuned on: tune for the tuned arm, tune + train for end-to-end."""
+    if "tuned" in run.experiment.compare.arms:
+        yield ("tune",)
+    if "end-to-end" in run.experiment.compare.arms:
+        yield ("tune", "train")
+
+
+def _encode(splits: Splits) -> NDArray[np.int64]:
+    """Return labels as numbers into the sorted label names."""
+    return np.searchsorted(
+        np.asarray(splits.label_names, dtype=object), np.asarray(splits.labels, dtype=object)
+    ).astype(np.int64)
+
+
+def _slug(model: str) -> str:
+    return name_model(model).replace("/", "--")
+
+
+def _embed_step(view: TransformerView) -> str:
+    way = view.model_dump(exclude={"layers"})
+    return f"embed.{_slug(view.model)}-{digest(way)[:6]}"
+
+
+def _adapter_dir(run: TaskRun, model: str, parts: tuple[str, ...], seed: int) -> Path:
+    return run.path / "adapters" / _slug(model) / f"{'+'.join(parts)}-seed{seed}"
+
+
+def _adapter_step(model: str, parts: tuple[str, ...], seed: int) -> str:
+    return f"finetune.{_slug(model)}.{'+'.join(parts)}-seed{seed}"
+
+
+def _adapter_key(run: TaskRun, view: TransformerView, parts: tuple[str, ...], seed: int) -> str:
+    settings = run.experiment.finetune.model_dump(exclude={"backbones"})
+    way = view.model_dump(exclude={"layers"})
+    return digest(run.record("prepare")["key"], settings, way, parts, seed)
+
+
+def _arm_key(run: TaskRun, arm: str) -> str:
+    """Digest all that an arm's predictions depend on."""
+    experiment = run.experiment
+    parts: list[Any] = [run.record("prepare")["key"], arm, experiment.seeds]
+    if arm not in ("majority", "end-to-end"):
+        parts.append(experiment.fit.model_dump())
+    if arm in ("frozen", "frozen+", "tuned"):
+        parts.append([[name, view.model_dump()] for name, view in experiment.embed.views.items()])
+        parts.append([experiment.embed.precision, experiment.embed.device])
+    if ARMS[arm].backbones == "tuned":
+        rows = ("tune",) if arm == "tuned" else ("tune", "train")
+        parts.append(
+            [_adapter_key(run, view, rows, seed) for view in _tuned_reads(run) for seed in experiment.seeds]
+        )
+    return digest(*parts)
+
+
+def _cost(run: TaskRun, arm: str) -> dict[str, Any]:
+    """Add up what an arm's steps recorded."""
+    fitted = [run.record(f"fit.{arm}")["result"]]
+    if arm in ("majority", "floor"):
+        return sum_costs(fit=fitted)
+    frozen = [run.record(_embed_step(view))["result"] for view in _reads(run)]
+    if ARMS[arm].backbones == "frozen":
+        return sum_costs(fit=fitted, embed=frozen)
+    rows = ("tune",) if arm == "tuned" else ("tune", "train")
+    steps = [
+        _adapter_step(view.model, rows, seed) for view in _tuned_reads(run) for seed in run.experiment.seeds
+    ]
+    tuned = [run.record(step)["result"] for step in steps]
+    read = [run.record(step.replace("finetune.", "embed-tuned.", 1))["result"] for step in steps]
+    return sum_costs(fit=fitted, embed=read, finetune=tuned)
+
+
+def _predictions_path(run: TaskRun, arm: str) -> Path:
+    return run.path / "predictions" / f"{arm}.parquet"
+
+
+def _arm_dir(run: TaskRun, arm: str) -> Path:
+    return run.path / "arms" / arm

@@ -1,0 +1,49 @@
+"""predictions/ARM.parquet: what an arm said of every test row, so that every figure can be recomputed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from embedtune.data.splits import Splits
+
+
+def write_predictions(path: Path, splits: Splits, by_seed: Mapping[int, NDArray[np.float64]]) -> None:
+    """Write one arm's probabilities, whole or not at all.
+
+    Parameters
+    ----------
+    path : Path
+    splits : Splits
+        Its test rows, in order, are the rows of each matrix; its label names the columns.
+    by_seed : mapping of int to ndarray of shape (n_test, n_labels)
+    """
+    test = splits.rows("test")
+    tables = []
+    for seed, probabilities in by_seed.items():
+        columns: dict[str, pa.Array] = {
+            "row_id": pa.array([splits.row_ids[i] for i in test], pa.int64()),
+            "label": pa.array([splits.labels[i] for i in test], pa.string()),
+            "seed": pa.array([seed] * len(test), pa.int64()),
+        }
+        for name, column in zip(splits.label_names, probabilities.T, strict=True):
+            columns[f"p:{name}"] = pa.array(column, pa.float64())
+        tables.append(pa.table(columns))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    pq.write_table(pa.concat_tables(tables), scratch)
+    scratch.replace(path)
+
+
+def read_predictions(path: Path, splits: Splits) -> NDArray[np.float64]:
+    """Return an arm's probabilities, shape (n_seeds, n_test, n_labels), as `write_predictions` wrote them."""
+    table = pq.read_table(path)
+    n_test = len(splits.rows("test"))
+    columns = [table.column(f"p:{name}").to_numpy() for name in splits.label_names]
+    return np.stack(columns, axis=1).reshape(-1, n_test, len(columns))

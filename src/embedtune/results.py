@@ -1,0 +1,78 @@
+"""The parts of results.json that are no scores: what an arm cost and where the run took place."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import embedtune
+
+Record = Mapping[str, Any]
+
+
+def sum_costs(
+    *, fit: Sequence[Record], embed: Sequence[Record] = (), finetune: Sequence[Record] = ()
+) -> dict[str, Any]:
+    """Add up what an arm's steps recorded, over all its backbones and seeds.
+
+    Returns
+    -------
+    dict
+        ``seconds`` in all and by stage, ``rows_per_second`` of the slowest backbone's extraction, ``joules_per_1000``,
+        ``trained_parameters`` and ``total_parameters`` of the backbones (one seed's), ``peak_memory_bytes``.
+        What wasn't measured is None: seconds of texts that an earlier run had left in the store, for one.
+    """
+    stages = {"embed": embed, "finetune": finetune, "fit": fit}
+    seconds = {
+        f"{name}_seconds": _add(record["seconds"] for record in records) for name, records in stages.items()
+    }
+    rates = [record["rows_per_second"] for record in embed]
+    peaks = [record["peak_memory_bytes"] for records in stages.values() for record in records]
+    return {
+        "seconds": _add(seconds.values()),
+        **seconds,
+        "rows_per_second": min(rates) if rates and None not in rates else None,
+        "joules_per_1000": None,
+        "trained_parameters": max((record["trained_parameters"] for record in finetune), default=0),
+        "total_parameters": max(
+            (record["total_parameters"] or 0 for record in (*finetune, *embed)), default=0
+        ),
+        "peak_memory_bytes": None if None in peaks else max(peaks),
+    }
+
+
+def describe_environment(*, command: str, seeds: Sequence[int]) -> dict[str, Any]:
+    """Say what ran, on what: versions, processor, command, seeds, time."""
+    import torch
+
+    return {
+        "embedtune": embedtune.__version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "scikit-learn")},
+        "platform": platform.platform(),
+        "cpu": _name_processor(),
+        "cores": os.cpu_count(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "command": command,
+        "seeds": list(seeds),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _add(values: Iterable[float | None]) -> float | None:
+    known = list(values)
+    return None if any(value is None for value in known) else float(sum(value or 0.0 for value in known))
+
+
+def _name_processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

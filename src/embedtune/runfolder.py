@@ -1,0 +1,150 @@
+"""RunFolder: what a run has finished, so that the same command goes on and a changed setting redoes only its own.
+
+A step is one unit of a stage (one arm's fit, one backbone's fine-tuning). Its key is a digest of all it depends on, its
+record the small facts later stages need. A record is written only once the step's files are complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from embedtune.errors import RunFolderError
+
+_STATE = ".state"
+
+
+def digest(*parts: Any) -> str:
+    """Return a short digest of JSON-able values."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a killed writer, sees the old or the new one and nothing between."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as file:
+        try:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+            Path(file.name).replace(path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON, whole or not at all; NaN is refused."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def replace_dir(path: Path) -> Iterator[Path]:
+    """Fill a temporary folder that takes `path`'s place when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield scratch
+        if path.exists():
+            shutil.rmtree(path)
+        scratch.replace(path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def lock_folder(path: Path) -> Iterator[None]:
+    """Hold a run folder for this process; a killed process lets go of it.
+
+    Raises
+    ------
+    RunFolderError
+        If another process holds it.
+    """
+    lock = FileLock(path / _STATE / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunFolderError(
+            f"another process is running in {path}: wait for it, stop it, or choose another --out."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class RunFolder:
+    """A folder holding one task's run.
+
+    Parameters
+    ----------
+    path : Path
+        Made when missing.
+    identity : str
+        Says which experiment on which data the folder is for; a folder with another identity is refused.
+
+    Raises
+    ------
+    RunFolderError
+        If `path` is a file, holds something else, or belongs to another experiment.
+    """
+
+    def __init__(self, path: Path, *, identity: str) -> None:
+        self.path = path
+        stamp = path / _STATE / "identity.json"
+        if path.exists() and not path.is_dir():
+            raise RunFolderError(f"{path} is a file, and a run needs a folder: choose another --out.")
+        if not stamp.exists() and path.is_dir() and any(path.iterdir()):
+            raise RunFolderError(f"{path} is not empty and holds no run: choose another --out, or empty it.")
+        if stamp.exists():
+            held = json.loads(stamp.read_text(encoding="utf-8"))["identity"]
+            if held != identity:
+                raise RunFolderError(
+                    f"{path} holds another experiment ({held}), and this is {identity}: "
+                    "choose another --out, or delete it."
+                )
+        else:
+            write_json(stamp, {"identity": identity})
+
+    def read_record(self, step: str) -> dict[str, Any] | None:
+        """Return what `step` recorded when it last finished, whatever its key, or None."""
+        try:
+            record: dict[str, Any] = json.loads(self._record_path(step).read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+        return record
+
+    def run_step(
+        self, step: str, key: str, compute: Callable[[], dict[str, Any]], *, outputs: Sequence[Path] = ()
+    ) -> dict[str, Any]:
+        """Return `step`'s result: the recorded one when `key` and `outputs` still stand, else a newly computed one."""
+        record = self.read_record(step)
+        if record is not None and record["key"] == key and all(path.exists() for path in outputs):
+            result: dict[str, Any] = record["result"]
+            return result
+        self._record_path(step).unlink(missing_ok=True)
+        result = compute()
+        write_json(self._record_path(step), {"key": key, "result": result})
+        return result
+
+    def forget(self, stage: str) -> None:
+        """Drop the records of a stage's steps, so that they are done again."""
+        for path in (self.path / _STATE).glob(f"{stage}*.json"):
+            if path.stem == stage or path.stem.startswith(f"{stage}."):
+                path.unlink()
+
+    def _record_path(self, step: str) -> Path:
+        return self.path / _STATE / f"{step.replace('/', '__')}.json"
