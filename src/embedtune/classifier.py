@@ -20,6 +20,7 @@ from embedtune.embed.texts import check_texts
 from embedtune.errors import DataError
 from embedtune.heads.linear import SoftmaxHead
 from embedtune.heads.table import make_head
+from embedtune.heads.training import ClassWeight
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -61,7 +62,7 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         views: Sequence[Any] | None = None,
         head: Any = "auto",
         *,
-        class_weight: str | None = None,
+        class_weight: ClassWeight = None,
         random_state: int = 0,
     ) -> None:
         self.views = views

@@ -19,7 +19,7 @@ from embedtune.errors import ConfigError, EmbedtuneError, ResourceError, RunFold
 
 if TYPE_CHECKING:
     from embedtune.config import Experiment
-    from embedtune.pipeline import TaskRun
+    from embedtune.plan import TaskRun
 
 app = typer.Typer(
     name="embedtune",
@@ -317,7 +317,8 @@ def _run(
         stack.enter_context(_show_progress(quiet))
         logging.getLogger("embedtune").debug("%s", _command())
 
-        from embedtune.pipeline import TaskRun, run_stages
+        from embedtune.pipeline import run_stages
+        from embedtune.plan import TaskRun
 
         runs = [TaskRun(experiment, task, folder, _command()) for task, folder in folders.items()]
         for task_run in runs:

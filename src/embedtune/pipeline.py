@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,69 +17,41 @@ from numpy.typing import NDArray
 
 from embedtune.bundle import link_or_copy
 from embedtune.classifier import EmbedClassifier
-from embedtune.config import Experiment, LexicalView, SourceConfig, StaticView, TransformerView
+from embedtune.config import LexicalView, StaticView, TransformerView
 from embedtune.data.prepare import fingerprint, prepare_splits
 from embedtune.data.sources import load_dataset
-from embedtune.data.splits import Splits, read_splits, write_splits
+from embedtune.data.splits import Splits, write_splits
 from embedtune.embed.backbone import describe_backbone
 from embedtune.embed.checkpoints import hash_file, name_model
 from embedtune.embed.encoder import TransformerEncoder
 from embedtune.embed.lexical import LexicalEncoder
 from embedtune.embed.static import StaticEncoder
 from embedtune.embed.store import EmbeddingStore
-from embedtune.errors import RunFolderError
 from embedtune.evaluate.arms import ARMS, compare_arms, score_arm, write_verdict
 from embedtune.evaluate.cost import measure
 from embedtune.finetune.train import fine_tune, read_finetuned
 from embedtune.heads.probe import probe_blocks
+from embedtune.plan import (
+    ARM_ROWS,
+    TUNED_ON,
+    TaskRun,
+    adapter_dir,
+    adapter_key,
+    adapter_step,
+    arm_dir,
+    arm_key,
+    embed_step,
+    list_reads,
+    list_tuned_parts,
+    list_tuned_reads,
+    predictions_path,
+)  # fmt: skip
 from embedtune.predictions import read_predictions, write_predictions
 from embedtune.report.build import build_report
 from embedtune.results import describe_environment, sum_costs
-from embedtune.runfolder import RunFolder, digest, replace_dir, write_json
+from embedtune.runfolder import digest, replace_dir, write_json
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TaskRun:
-    """One task of an experiment and the folder its results go to."""
-
-    experiment: Experiment
-    task: str
-    folder: RunFolder
-    command: str
-
-    @property
-    def path(self) -> Path:
-        """The run folder."""
-        return self.folder.path
-
-    @property
-    def source(self) -> SourceConfig:
-        """Where this task's texts come from."""
-        return self.experiment.tasks[self.task]
-
-    @property
-    def splits(self) -> Splits:
-        """The prepared rows."""
-        return read_splits(self.path / "data")
-
-    def record(self, step: str) -> dict[str, Any]:
-        """Return what an earlier step recorded.
-
-        Raises
-        ------
-        RunFolderError
-            If it hasn't been done.
-        """
-        record = self.folder.read_record(step)
-        if record is None:
-            stage = step.split(".")[0]
-            raise RunFolderError(
-                f"{self.path} has no finished '{stage}' stage: "
-                f"run `embedtune {stage} {self.path}` first, or the whole run."
-            )
-        return record
 
 
 def prepare(run: TaskRun) -> None:
@@ -109,8 +80,8 @@ def prepare(run: TaskRun) -> None:
 def embed(run: TaskRun) -> None:
     """Read every text with every frozen backbone into the store."""
     texts = run.splits.texts
-    for view in _reads(run):
-        _extract(run, _embed_step(view), view, texts, adapter=None)
+    for view in list_reads(run):
+        _extract(run, embed_step(view), view, texts, adapter=None)
 
 
 def finetune(run: TaskRun) -> None:
@@ -119,11 +90,11 @@ def finetune(run: TaskRun) -> None:
     splits = run.splits
     names = splits.label_names
     y = _encode(splits)
-    for view in _tuned_reads(run):
+    for view in list_tuned_reads(run):
         for seed in run.experiment.seeds:
-            for parts in _tuned_parts(run):
+            for parts in list_tuned_parts(run):
                 rows = splits.rows(*parts)
-                adapter = _adapter_dir(run, view.model, parts, seed)
+                adapter = adapter_dir(run, view.model, parts, seed)
 
                 def compute(
                     view: TransformerView = view,
@@ -155,23 +126,23 @@ def finetune(run: TaskRun) -> None:
                         "validation_macro_f1": tuned.validation_macro_f1,
                     }
 
-                step = _adapter_step(view.model, parts, seed)
+                step = adapter_step(view.model, parts, seed)
                 run.folder.run_step(
-                    step, _adapter_key(run, view, parts, seed), compute, outputs=[adapter / "finetune.json"]
+                    step, adapter_key(run, view, parts, seed), compute, outputs=[adapter / "finetune.json"]
                 )
 
 
 def embed_tuned(run: TaskRun) -> None:
     """Read the texts again with the fine-tuned backbones, as far as the arms need them."""
     splits = run.splits
-    for view in _tuned_reads(run):
+    for view in list_tuned_reads(run):
         for seed in run.experiment.seeds:
-            for parts in _tuned_parts(run):
-                own_head = parts == ("tune", "train")
+            for parts in list_tuned_parts(run):
+                own_head = parts == TUNED_ON["end-to-end"]
                 needed = splits.rows("test") if own_head else splits.rows("train", "test")
                 read = view.model_copy(update={"layers": (-1,)}) if own_head else view
-                adapter = _adapter_dir(run, view.model, parts, seed)
-                step = f"embed-tuned.{_adapter_step(view.model, parts, seed).removeprefix('finetune.')}"
+                adapter = adapter_dir(run, view.model, parts, seed)
+                step = f"embed-tuned.{adapter_step(view.model, parts, seed).removeprefix('finetune.')}"
                 _extract(run, step, read, [splits.texts[i] for i in needed], adapter=adapter)
 
 
@@ -185,11 +156,11 @@ def fit(run: TaskRun) -> None:
             with measure() as cost:
                 for seed in run.experiment.seeds:
                     by_seed[seed] = _fit_arm(run, splits, arm, seed)
-            write_predictions(_predictions_path(run, arm), splits, by_seed)
+            write_predictions(predictions_path(run, arm), splits, by_seed)
             return {"seconds": cost.seconds, "peak_memory_bytes": cost.peak_memory_bytes}
 
         log.info("%s: fitting %s", run.task, arm)
-        run.folder.run_step(f"fit.{arm}", _arm_key(run, arm), compute, outputs=[_predictions_path(run, arm)])
+        run.folder.run_step(f"fit.{arm}", arm_key(run, arm), compute, outputs=[predictions_path(run, arm)])
     if run.experiment.compare.probe_layers:
         _probe(run, splits)
 
@@ -198,14 +169,16 @@ def compare(run: TaskRun) -> None:
     """Score the arms, set them against each other, and write results.json."""
     settings = run.experiment.compare
     splits = run.splits
-    arms = settings.arms
-    options = {"n_resamples": settings.n_resamples, "confidence": settings.confidence}
+    arms: list[str] = list(settings.arms)
+    options: dict[str, Any] = {"n_resamples": settings.n_resamples, "confidence": settings.confidence}
 
     def compute() -> dict[str, Any]:
         test = splits.rows("test")
         y, groups = _encode(splits)[test], np.asarray(splits.groups)[test]
-        probabilities = {arm: read_predictions(_predictions_path(run, arm), splits) for arm in arms}
-        scores = {
+        probabilities: dict[str, Any] = {
+            arm: read_predictions(predictions_path(run, arm), splits) for arm in arms
+        }
+        scores: dict[str, Any] = {
             arm: {
                 **score_arm(y, probabilities[arm], splits.label_names, groups=groups, **options),
                 "cost": _cost(run, arm),
@@ -214,7 +187,7 @@ def compare(run: TaskRun) -> None:
             for arm in arms
         }
         comparisons = compare_arms(y, probabilities, groups=groups, **options)
-        contenders = [arm for arm in arms if arm != "majority"] or list(arms)
+        contenders = [arm for arm in arms if arm != "majority"] or arms
         results = {
             "schema": 1,
             "task": run.task,
@@ -229,7 +202,7 @@ def compare(run: TaskRun) -> None:
         write_json(run.path / "results.json", results)
         return {"best": results["best"]}
 
-    key = digest([_arm_key(run, arm) for arm in arms], settings.model_dump())
+    key = digest([arm_key(run, arm) for arm in arms], settings.model_dump())
     run.folder.run_step("compare", key, compute, outputs=[run.path / "results.json"])
 
 
@@ -251,12 +224,10 @@ def bundle(run: TaskRun) -> None:
 
     def compute() -> dict[str, Any]:
         with replace_dir(target) as scratch:
-            shutil.copytree(_arm_dir(run, best), scratch, copy_function=link_or_copy, dirs_exist_ok=True)
+            shutil.copytree(arm_dir(run, best), scratch, copy_function=link_or_copy, dirs_exist_ok=True)
         return {"arm": best}
 
-    run.folder.run_step(
-        "bundle", digest(best, _arm_key(run, best)), compute, outputs=[target / "bundle.json"]
-    )
+    run.folder.run_step("bundle", digest(best, arm_key(run, best)), compute, outputs=[target / "bundle.json"])
 
 
 #: In the order they run.
@@ -297,33 +268,22 @@ def _fit_arm(run: TaskRun, splits: Splits, arm: str, seed: int) -> NDArray[np.fl
         classifier.fit(texts, labels, groups=[splits.groups[i] for i in rows])
     probabilities = classifier.predict_proba([splits.texts[i] for i in test])
     if seed == run.experiment.seeds[0]:
-        classifier.save(_arm_dir(run, arm), notes={"task": run.task, "arm": arm, "seed": seed})
+        classifier.save(arm_dir(run, arm), notes={"task": run.task, "arm": arm, "seed": seed})
     return probabilities
-
-
-#: Which parts' labels an arm's head is trained on.
-ARM_ROWS: Mapping[str, tuple[str, ...]] = {
-    "majority": ("tune", "train"),
-    "floor": ("tune", "train"),
-    "frozen": ("train",),
-    "frozen+": ("tune", "train"),
-    "tuned": ("train",),
-    "end-to-end": ("tune", "train"),
-}
 
 
 def _build_classifier(run: TaskRun, arm: str, seed: int) -> EmbedClassifier:
     settings = run.experiment.fit
-    options = {"class_weight": settings.class_weight, "random_state": seed}
+    options: dict[str, Any] = {"class_weight": settings.class_weight, "random_state": seed}
     if arm == "floor":
         return EmbedClassifier([("lexical", LexicalEncoder())], "logistic", **options)
     if arm == "end-to-end":
         return _build_end_to_end(run, seed)
-    tuned = {view.model for view in _tuned_reads(run)} if arm == "tuned" else set()
+    tuned = {view.model for view in list_tuned_reads(run)} if arm == "tuned" else set()
     views: list[tuple[str, Any]] = []
     for name, view in run.experiment.embed.views.items():
         if isinstance(view, TransformerView):
-            adapter = _adapter_dir(run, view.model, ("tune",), seed) if view.model in tuned else None
+            adapter = adapter_dir(run, view.model, TUNED_ON["tuned"], seed) if view.model in tuned else None
             views.append((name, _build_encoder(run, view, adapter=adapter)))
         elif isinstance(view, StaticView):
             views.append((name, StaticEncoder(view.source)))
@@ -335,13 +295,13 @@ def _build_classifier(run: TaskRun, arm: str, seed: int) -> EmbedClassifier:
 
 def _build_end_to_end(run: TaskRun, seed: int) -> EmbedClassifier:
     """Return the fine-tuned backbone that did best on its validation rows, with its own head."""
-    parts = ("tune", "train")
+    parts = TUNED_ON["end-to-end"]
 
     def validated(view: TransformerView) -> float:
-        return float(run.record(_adapter_step(view.model, parts, seed))["result"]["validation_macro_f1"])
+        return float(run.record(adapter_step(view.model, parts, seed))["result"]["validation_macro_f1"])
 
-    view = max(_tuned_reads(run), key=validated)
-    adapter = _adapter_dir(run, view.model, parts, seed)
+    view = max(list_tuned_reads(run), key=validated)
+    adapter = adapter_dir(run, view.model, parts, seed)
     encoder = _build_encoder(run, view.model_copy(update={"layers": (-1,)}), adapter=adapter)
     tuned = read_finetuned(adapter)
     return EmbedClassifier.from_finetuned(
@@ -355,13 +315,15 @@ def _probe(run: TaskRun, splits: Splits) -> None:
     texts = [splits.texts[i] for i in rows]
     y, groups = _encode(splits)[rows], np.asarray(splits.groups)[rows]
     seed = run.experiment.seeds[0]
-    tuned = {view.model for view in _tuned_reads(run)} if "tuned" in run.experiment.compare.arms else set()
+    tuned = (
+        {view.model for view in list_tuned_reads(run)} if "tuned" in run.experiment.compare.arms else set()
+    )
 
     def compute() -> dict[str, Any]:
         curves = []
-        for view in _reads(run):
+        for view in list_reads(run):
             for state in ("frozen", "tuned") if view.model in tuned else ("frozen",):
-                adapter = None if state == "frozen" else _adapter_dir(run, view.model, ("tune",), seed)
+                adapter = None if state == "frozen" else adapter_dir(run, view.model, TUNED_ON["tuned"], seed)
                 encoder = _build_encoder(run, view, adapter=adapter)
                 X = encoder.transform(texts)
                 scores = probe_blocks(X, y, widths=encoder.widths_, groups=groups, random_state=seed)
@@ -372,8 +334,12 @@ def _probe(run: TaskRun, splits: Splits) -> None:
         write_json(run.path / "probes.json", {"metric": "macro_f1", "curves": curves})
         return {}
 
-    keys = [_adapter_key(run, view, ("tune",), seed) for view in _tuned_reads(run) if view.model in tuned]
-    key = digest(run.record("prepare")["key"], [view.model_dump() for view in _reads(run)], keys)
+    keys = [
+        adapter_key(run, view, TUNED_ON["tuned"], seed)
+        for view in list_tuned_reads(run)
+        if view.model in tuned
+    ]
+    key = digest(run.record("prepare")["key"], [view.model_dump() for view in list_reads(run)], keys)
     run.folder.run_step("fit.probe", key, compute, outputs=[run.path / "probes.json"])
 
 
@@ -410,6 +376,25 @@ def _extract(
     run.folder.run_step(step, key, compute)
 
 
+def _cost(run: TaskRun, arm: str) -> dict[str, Any]:
+    """Add up what an arm's steps recorded."""
+    fitted = [run.record(f"fit.{arm}")["result"]]
+    if arm in ("majority", "floor"):
+        return sum_costs(fit=fitted)
+    frozen = [run.record(embed_step(view))["result"] for view in list_reads(run)]
+    if ARMS[arm].backbones == "frozen":
+        return sum_costs(fit=fitted, embed=frozen)
+    rows = TUNED_ON[arm]
+    steps = [
+        adapter_step(view.model, rows, seed)
+        for view in list_tuned_reads(run)
+        for seed in run.experiment.seeds
+    ]
+    tuned = [run.record(step)["result"] for step in steps]
+    read = [run.record(step.replace("finetune.", "embed-tuned.", 1))["result"] for step in steps]
+    return sum_costs(fit=fitted, embed=read, finetune=tuned)
+
+
 def _build_encoder(run: TaskRun, view: TransformerView, *, adapter: Path | None) -> TransformerEncoder:
     settings = run.experiment.embed
     return TransformerEncoder(
@@ -422,112 +407,8 @@ def _build_encoder(run: TaskRun, view: TransformerView, *, adapter: Path | None)
     )
 
 
-def _reads(run: TaskRun) -> list[TransformerView]:
-    """Return one view per distinct way a backbone is run, with every layer that anything asks of it."""
-    asked: dict[TransformerView, set[int] | None] = {}
-    for view in run.experiment.embed.views.values():
-        if isinstance(view, TransformerView):
-            way = view.model_copy(update={"layers": "all"})
-            before = asked.setdefault(way, set())
-            layers = None if run.experiment.compare.probe_layers else _layer_numbers(view.layers)
-            asked[way] = None if layers is None or before is None else before | layers
-    return [
-        way if layers is None else way.model_copy(update={"layers": tuple(sorted(layers))})
-        for way, layers in asked.items()
-    ]
-
-
-def _layer_numbers(layers: str | tuple[int, ...]) -> set[int] | None:
-    """Return layers as numbers, None for all of them."""
-    if layers == "all":
-        return None
-    if isinstance(layers, str):
-        return set(range(-int(layers.removeprefix("last")), 0))
-    return set(layers)
-
-
-def _tuned_reads(run: TaskRun) -> list[TransformerView]:
-    """Return the reads whose backbone is fine-tuned, one per backbone."""
-    chosen = run.experiment.finetune.backbones
-    reads = {view.model: view for view in reversed(_reads(run)) if chosen == "all" or view.model in chosen}
-    return [reads[model] for model in reversed(reads)] if list(_tuned_parts(run)) else []
-
-
-def _tuned_parts(run: TaskRun) -> Iterator[tuple[str, ...]]:
-    """Yield the parts backbones are fine-tuned on: tune for the tuned arm, tune + train for end-to-end."""
-    if "tuned" in run.experiment.compare.arms:
-        yield ("tune",)
-    if "end-to-end" in run.experiment.compare.arms:
-        yield ("tune", "train")
-
-
 def _encode(splits: Splits) -> NDArray[np.int64]:
     """Return labels as numbers into the sorted label names."""
     return np.searchsorted(
         np.asarray(splits.label_names, dtype=object), np.asarray(splits.labels, dtype=object)
     ).astype(np.int64)
-
-
-def _slug(model: str) -> str:
-    return name_model(model).replace("/", "--")
-
-
-def _embed_step(view: TransformerView) -> str:
-    way = view.model_dump(exclude={"layers"})
-    return f"embed.{_slug(view.model)}-{digest(way)[:6]}"
-
-
-def _adapter_dir(run: TaskRun, model: str, parts: tuple[str, ...], seed: int) -> Path:
-    return run.path / "adapters" / _slug(model) / f"{'+'.join(parts)}-seed{seed}"
-
-
-def _adapter_step(model: str, parts: tuple[str, ...], seed: int) -> str:
-    return f"finetune.{_slug(model)}.{'+'.join(parts)}-seed{seed}"
-
-
-def _adapter_key(run: TaskRun, view: TransformerView, parts: tuple[str, ...], seed: int) -> str:
-    settings = run.experiment.finetune.model_dump(exclude={"backbones"})
-    way = view.model_dump(exclude={"layers"})
-    return digest(run.record("prepare")["key"], settings, way, parts, seed)
-
-
-def _arm_key(run: TaskRun, arm: str) -> str:
-    """Digest all that an arm's predictions depend on."""
-    experiment = run.experiment
-    parts: list[Any] = [run.record("prepare")["key"], arm, experiment.seeds]
-    if arm not in ("majority", "end-to-end"):
-        parts.append(experiment.fit.model_dump())
-    if arm in ("frozen", "frozen+", "tuned"):
-        parts.append([[name, view.model_dump()] for name, view in experiment.embed.views.items()])
-        parts.append([experiment.embed.precision, experiment.embed.device])
-    if ARMS[arm].backbones == "tuned":
-        rows = ("tune",) if arm == "tuned" else ("tune", "train")
-        parts.append(
-            [_adapter_key(run, view, rows, seed) for view in _tuned_reads(run) for seed in experiment.seeds]
-        )
-    return digest(*parts)
-
-
-def _cost(run: TaskRun, arm: str) -> dict[str, Any]:
-    """Add up what an arm's steps recorded."""
-    fitted = [run.record(f"fit.{arm}")["result"]]
-    if arm in ("majority", "floor"):
-        return sum_costs(fit=fitted)
-    frozen = [run.record(_embed_step(view))["result"] for view in _reads(run)]
-    if ARMS[arm].backbones == "frozen":
-        return sum_costs(fit=fitted, embed=frozen)
-    rows = ("tune",) if arm == "tuned" else ("tune", "train")
-    steps = [
-        _adapter_step(view.model, rows, seed) for view in _tuned_reads(run) for seed in run.experiment.seeds
-    ]
-    tuned = [run.record(step)["result"] for step in steps]
-    read = [run.record(step.replace("finetune.", "embed-tuned.", 1))["result"] for step in steps]
-    return sum_costs(fit=fitted, embed=read, finetune=tuned)
-
-
-def _predictions_path(run: TaskRun, arm: str) -> Path:
-    return run.path / "predictions" / f"{arm}.parquet"
-
-
-def _arm_dir(run: TaskRun, arm: str) -> Path:
-    return run.path / "arms" / arm
