@@ -181,7 +181,7 @@ def _write_view(name: str, encoder: Any, folder: Path) -> dict[str, Any]:
 def _read_view(view: dict[str, Any], path: Path, *, store: Any, device: str) -> Any:
     if view["kind"] == "lexical":
         return _load_skops(path / view["file"])
-    params = {
+    params: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in view["params"].items()
     }
     if view["kind"] == "static":

@@ -1,0 +1,72 @@
+"""The layers of ARCHITECTURE.md hold: every import, function-level ones too, goes to the same line or one above."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import embedtune
+
+ROOT = Path(embedtune.__file__).parent
+#: Prefixes by layer, the most specific match wins.
+LAYERS = {
+    "": 0, "errors": 0, "progress": 0,
+    "config": 1, "runfolder": 1, "data.dataset": 1, "embed.pooling": 1, "embed.batching": 1, "embed.texts": 1,
+    "evaluate.metrics": 1,
+    "data": 2, "embed": 2, "heads": 2, "evaluate": 2,
+    "finetune": 3, "report": 3, "recipes": 1,
+    "bundle": 4, "classifier": 5, "plan": 6, "predictions": 6, "results": 6,
+    "pipeline": 7, "predict": 7, "console": 8, "cli": 8,
+}  # fmt: skip
+#: Folders that must not know each other.
+STRANGERS = [("embed", "heads"), ("heads", "embed"), ("evaluate", "embed"), ("evaluate", "heads"), ("data", "embed")]
+SEES_EXPERIMENT = {"config", "plan", "pipeline", "cli"}
+
+
+def list_modules() -> list[str]:
+    return sorted(
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
+        for path in ROOT.rglob("*.py")
+    )
+
+
+def find_imports(module: str) -> set[str]:
+    path = ROOT.joinpath(*module.split(".")) if module else ROOT
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "embedtune":
+            inside = node.module.partition(".")[2]
+            for alias in node.names:
+                candidate = f"{inside}.{alias.name}".strip(".")
+                found.add(candidate if candidate in list_modules() else inside)
+        elif isinstance(node, ast.Import):
+            found |= {a.name.partition(".")[2] for a in node.names if a.name.split(".")[0] == "embedtune"}
+    return found
+
+
+def find_layer(module: str) -> int:
+    parts = module.split(".")
+    for n in range(len(parts), 0, -1):
+        if (prefix := ".".join(parts[:n])) in LAYERS:
+            return LAYERS[prefix]
+    raise AssertionError(f"{module} is in no layer of this test and of ARCHITECTURE.md")
+
+
+@pytest.mark.parametrize("module", [name for name in list_modules() if name])
+def test_module_imports_only_its_own_layer_or_above(module: str) -> None:
+    lower = {name for name in find_imports(module) if find_layer(name) > find_layer(module)}
+    assert not lower
+
+
+@pytest.mark.parametrize("module", list_modules())
+def test_module_does_not_import_strangers(module: str) -> None:
+    imported = {name.split(".")[0] for name in find_imports(module)}
+    assert not {there for here, there in STRANGERS if module.split(".")[0] == here and there in imported}
+
+
+def test_experiment_is_seen_by_the_rim_only() -> None:
+    seers = {module for module in list_modules() if "config" in find_imports(module)}
+    assert seers <= SEES_EXPERIMENT

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from embedtune.errors import RunFolderError
+from embedtune.runfolder import RunFolder, lock_folder, replace_dir, write_json
+
+
+def test_run_step_with_the_same_key_is_not_done_again(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run", identity="a")
+    calls: list[int] = []
+
+    def compute() -> dict[str, int]:
+        calls.append(1)
+        return {"n": len(calls)}
+
+    assert folder.run_step("fit.x", "k1", compute) == {"n": 1}
+    assert RunFolder(tmp_path / "run", identity="a").run_step("fit.x", "k1", compute) == {"n": 1}
+    assert folder.run_step("fit.x", "k2", compute) == {"n": 2}
+
+
+def test_run_step_with_a_missing_output_is_done_again(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run", identity="a")
+    output = tmp_path / "run" / "out.txt"
+
+    def compute() -> dict[str, str]:
+        output.write_text("x")
+        return {}
+
+    folder.run_step("s", "k", compute, outputs=[output])
+    output.unlink()
+    folder.run_step("s", "k", compute, outputs=[output])
+    assert output.exists()
+
+
+def test_run_step_that_fails_leaves_no_record(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run", identity="a")
+    folder.run_step("s", "k1", dict)
+
+    def fail() -> dict[str, int]:
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError):
+        folder.run_step("s", "k2", fail)
+    assert folder.read_record("s") is None
+
+
+def test_forget_drops_one_stage_only(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run", identity="a")
+    for step in ("embed.x", "embed-tuned.x", "fit.frozen"):
+        folder.run_step(step, "k", dict)
+    folder.forget("embed")
+    assert [folder.read_record(step) is None for step in ("embed.x", "embed-tuned.x", "fit.frozen")] == [True, False, False]
+
+
+def test_folder_of_another_experiment_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    RunFolder(path, identity="a: x.csv")
+    with pytest.raises(RunFolderError) as caught:
+        RunFolder(path, identity="b: y.csv")
+    assert str(caught.value) == (
+        f"{path} holds another experiment (a: x.csv), and this is b: y.csv: choose another --out, or delete it."
+    )
+
+
+def test_folder_with_other_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(RunFolderError) as caught:
+        RunFolder(tmp_path, identity="a")
+    assert str(caught.value) == f"{tmp_path} is not empty and holds no run: choose another --out, or empty it."
+
+
+def test_lock_folder_held_elsewhere_is_refused(tmp_path: Path) -> None:
+    RunFolder(tmp_path, identity="a")
+    with lock_folder(tmp_path), pytest.raises(RunFolderError) as caught, lock_folder(tmp_path):
+        pass
+    assert str(caught.value) == (
+        f"another process is running in {tmp_path}: wait for it, stop it, or choose another --out."
+    )
+
+
+def test_write_json_that_fails_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    write_json(path, {"value": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"value": math.nan})
+    assert json.loads(path.read_text()) == {"value": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_replace_dir_that_fails_keeps_the_old_folder(tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+    with replace_dir(path) as scratch:
+        (scratch / "a").write_text("old")
+    with pytest.raises(RuntimeError), replace_dir(path) as scratch:
+        (scratch / "a").write_text("new")
+        raise RuntimeError("stopped")
+    assert (path / "a").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
