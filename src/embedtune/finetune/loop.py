@@ -1,0 +1,296 @@
+"""The training loop: transformers' Trainer with our batches, our checkpoints and nobody printing."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from embedtune.embed.tokens import Tokens, pad_tokens
+from embedtune.evaluate.metrics import compute_metrics
+from embedtune.finetune import checkpoints
+from embedtune.finetune.model import PooledClassifier
+from embedtune.finetune.quiet import hush_libraries
+from embedtune.finetune.rows import EpochBatches, sort_batches
+from embedtune.finetune.settings import Settings
+from embedtune.progress import Bar, track
+
+#: A checkpoint is written after each epoch, and after this many steps of a long one.
+STEPS_PER_CHECKPOINT = 400
+
+EVALUATION_BATCH_SIZE = 64
+
+
+class Rows(NamedTuple):
+    """Tokenized rows with their labels, int64 (n_rows,)."""
+
+    tokens: Tokens
+    labels: NDArray[np.int64]
+    pad_id: int
+    n_tokens: int | None
+
+    def pad(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Return the given rows as the model's arguments."""
+        batch = pad_tokens(
+            self.tokens, np.asarray(rows, dtype=np.intp), pad_id=self.pad_id, n_tokens=self.n_tokens
+        )
+        return {
+            "input_ids": torch.from_numpy(batch.ids),
+            "attention_mask": torch.from_numpy(batch.mask),
+            "counted": torch.from_numpy(batch.counted),
+            "labels": torch.from_numpy(self.labels[np.asarray(rows)]),
+        }
+
+
+class Trained(NamedTuple):
+    """What training left: evaluations (none without a validation part), best epoch, seconds over all calls."""
+
+    epochs: list[checkpoints.Epoch]
+    best_epoch: int
+    seconds: float
+
+
+def train_classifier(
+    model: PooledClassifier,
+    rows: Rows,
+    *,
+    training: NDArray[np.intp],
+    validation: NDArray[np.intp],
+    settings: Settings,
+    folder: Path,
+    logs_dir: Path,
+    device: str,
+    precision: str,
+    description: str,
+) -> Trained:
+    """Train in place, going on from the last complete checkpoint in `folder`, and load the best epoch's weights.
+
+    Without a validation part all epochs are run and the last one's weights stay.
+    """
+    sampler = EpochBatches(rows.tokens.lengths[training], batch_size=settings.batch_size, seed=settings.seed)
+    n_steps = len(sampler) * settings.epochs
+    with hush_libraries():
+        arguments = _make_arguments(settings, folder, n_steps=n_steps, device=device, precision=precision)
+        last = checkpoints.find_last(folder)
+        with track(description, n_steps, unit="steps") as bar:
+            steering = Steering(sampler, folder, settings, evaluates=len(validation) > 0, bar=bar, last=last)
+            trainer = ClassifierTrainer(
+                model,
+                arguments,
+                rows=rows,
+                training=training,
+                validation=validation,
+                sampler=sampler,
+                callbacks=[steering, *_make_logger(logs_dir)],
+                head_learning_rate=settings.head_learning_rate,
+            )
+            epochs = checkpoints.read_epochs(checkpoints.read_log(last)) if last else []
+            if not checkpoints.has_stalled(epochs, patience=settings.patience):
+                trainer.train(resume_from_checkpoint=str(last) if last else None)
+                epochs = checkpoints.read_epochs(trainer.state.log_history)
+    if not epochs:
+        return Trained([], settings.epochs, steering.seconds)
+    best = checkpoints.find_best(epochs)
+    load_trained(model, folder / f"checkpoint-{best.step}")
+    return Trained(epochs, round(best.epoch), steering.seconds)
+
+
+def load_trained(model: PooledClassifier, checkpoint: Path) -> None:
+    """Put a checkpoint's trained parameters into the model."""
+    found = load_file(checkpoint / checkpoints.WEIGHTS)
+    with torch.no_grad():
+        for name, parameter in _list_trained(model).items():
+            parameter.copy_(found[name])
+
+
+class ClassifierTrainer(Trainer):
+    """A Trainer that reads `Rows` in `EpochBatches` and keeps the trained parameters only."""
+
+    def __init__(
+        self,
+        model: PooledClassifier,
+        arguments: TrainingArguments,
+        *,
+        rows: Rows,
+        training: NDArray[np.intp],
+        validation: NDArray[np.intp],
+        sampler: EpochBatches,
+        callbacks: list[TrainerCallback],
+        head_learning_rate: float,
+    ) -> None:
+        self.head_learning_rate = head_learning_rate
+        self.rows, self.training, self.validation, self.sampler = rows, training, validation, sampler
+        self.classifier = model
+        super().__init__(model, arguments, compute_metrics=_score, callbacks=callbacks)
+        self.remove_callback(transformers.PrinterCallback)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Make AdamW; the head, which starts at random, has its own learning rate."""
+        if self.optimizer is None:
+            decayed = set(self.get_decay_parameter_names(self.classifier))
+            groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+            for name, parameter in _list_trained(self.classifier).items():
+                decay = self.args.weight_decay if name in decayed else 0.0
+                rate = self.head_learning_rate if name.startswith("head.") else self.args.learning_rate
+                groups.setdefault((rate, decay), []).append(parameter)
+            self.optimizer = torch.optim.AdamW(
+                [
+                    {"params": group, "lr": rate, "weight_decay": decay}
+                    for (rate, decay), group in groups.items()
+                ],
+                fused=True,
+            )
+        return self.optimizer
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return the training batches."""
+        return self._load(self.training, self.sampler)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Return the validation batches."""
+        lengths = self.rows.tokens.lengths[self.validation]
+        return self._load(self.validation, sort_batches(lengths, batch_size=EVALUATION_BATCH_SIZE))
+
+    def _load(self, numbers: NDArray[np.intp], batches: Any) -> DataLoader[Any]:
+        loader = DataLoader(
+            numbers.tolist(),
+            batch_sampler=batches,
+            collate_fn=self.rows.pad,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the trained parameters into a checkpoint."""
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.args.should_save:
+            weights = {
+                name: p.detach().cpu().contiguous() for name, p in _list_trained(self.classifier).items()
+            }
+            save_file(weights, folder / checkpoints.WEIGHTS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_trained(self.classifier, Path(resume_from_checkpoint))
+
+
+class Steering(TrainerCallback):
+    """Decides when to evaluate, save and stop; reports progress.
+
+    Its decisions are functions of the Trainer's log and step count, so a resumed training makes the same ones.
+    """
+
+    def __init__(
+        self,
+        sampler: EpochBatches,
+        folder: Path,
+        settings: Settings,
+        *,
+        evaluates: bool,
+        bar: Bar,
+        last: Path | None,
+    ) -> None:
+        self.sampler, self.folder, self.settings = sampler, folder, settings
+        self.evaluates, self.bar = evaluates, bar
+        self._seconds_before = checkpoints.read_seconds(last) if last else 0.0
+        self._started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Training time so far, interrupted calls included up to their last checkpoint."""
+        return self._seconds_before + time.perf_counter() - self._started
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Show the steps that an earlier call made."""
+        if state.global_step:
+            self.bar.advance(state.global_step)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tell the batches which epoch they are for."""
+        self.sampler.epoch = state.global_step // len(self.sampler)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count the step, and save in the middle of a long epoch."""
+        self.bar.advance()
+        step = state.global_step % len(self.sampler)
+        control.should_save = step > 0 and step % STEPS_PER_CHECKPOINT == 0
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Log, evaluate and save."""
+        control.should_log = True
+        control.should_evaluate = self.evaluates
+        control.should_save = True
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop where validation no longer improves."""
+        epochs = checkpoints.read_epochs(state.log_history)
+        if checkpoints.has_stalled(epochs, patience=self.settings.patience):
+            control.should_training_stop = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Declare the checkpoint complete and delete what is no longer needed."""
+        checkpoints.mark_ready(self.folder / f"checkpoint-{state.global_step}", seconds=self.seconds)
+        epochs = checkpoints.read_epochs(state.log_history)
+        best = {checkpoints.find_best(epochs).step} if epochs else set()
+        checkpoints.delete_spent(self.folder, keep={state.global_step} | best)
+
+
+def _score(prediction: Any) -> dict[str, float]:
+    logits = torch.from_numpy(np.asarray(prediction.predictions, dtype=np.float64))
+    scores = compute_metrics(prediction.label_ids, logits.softmax(dim=1).numpy())
+    return {name: scores[name] for name in ("macro_f1", "log_loss", "accuracy")}
+
+
+def _make_arguments(
+    settings: Settings, folder: Path, *, n_steps: int, device: str, precision: str
+) -> TrainingArguments:
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=EVALUATION_BATCH_SIZE,
+        learning_rate=settings.learning_rate,
+        warmup_steps=math.ceil(n_steps * settings.warmup_fraction),
+        weight_decay=settings.weight_decay,
+        seed=settings.seed,
+        bf16=precision == "bfloat16",
+        fp16=precision == "float16",
+        use_cpu=device == "cpu",
+        # When to log, evaluate and save is up to Steering.
+        logging_strategy="no",
+        eval_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        log_level="error",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+    )
+    # One call uses one device; several take a launcher (accelerate).
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def _make_logger(logs_dir: Path) -> list[TrainerCallback]:
+    if importlib.util.find_spec("tensorboard") is None:
+        return []
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations.integration_utils import TensorBoardCallback
+
+    return [TensorBoardCallback(SummaryWriter(log_dir=str(logs_dir)))]  # type: ignore[no-untyped-call]
+
+
+def _list_trained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -1,0 +1,385 @@
+"""fine_tune: a backbone and a linear head trained on labelled texts, restartable at any time."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import hashlib
+import json
+import shutil
+from collections.abc import Hashable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from embedtune.embed.backbone import Description, describe_backbone
+from embedtune.embed.precision import resolve_device, resolve_precision
+from embedtune.embed.tokens import pick_pad_id, tokenize
+from embedtune.errors import ConfigError, DataError, RunFolderError
+from embedtune.finetune import saved
+from embedtune.finetune.checkpoints import open_checkpoints
+from embedtune.finetune.loop import Rows, Trained, train_classifier
+from embedtune.finetune.model import PooledClassifier, build_classifier, count_parameters
+from embedtune.finetune.quiet import hush_libraries, keep_random_state
+from embedtune.finetune.rows import index_labels, split_validation
+from embedtune.finetune.saved import FineTuned, read_finetuned
+from embedtune.finetune.settings import Settings, check_settings
+
+_CHECKPOINTS, _LOGS, _LOCK = "checkpoints", "logs", ".lock"
+_WEIGHTS = ("config.json", "model*.safetensors*", "adapter_config.json", "adapter_model.safetensors")
+#: Patterns of what a finished or a killed call leaves.
+_OURS = (*_WEIGHTS, saved.HEAD, saved.FACTS, f".{saved.FACTS}.*", _CHECKPOINTS, _LOGS, _LOCK)
+
+
+def fine_tune(
+    model: str | Path,
+    texts: Sequence[str],
+    *,
+    labels: Sequence[str] | Sequence[int],
+    label_names: Sequence[str],
+    output_dir: str | Path,
+    groups: Sequence[Hashable] | None = None,
+    method: str = "full",
+    n_upper_layers: int = 2,
+    lora_rank: int = 8,
+    lora_alpha: int = 16,
+    lora_targets: str = "all-linear",
+    epochs: int = 5,
+    learning_rate: float = 1e-4,
+    head_learning_rate: float | None = None,
+    batch_size: int = 32,
+    max_length: int = 128,
+    pooling: str = "mean",
+    prefix: str = "",
+    dropout: float = 0.1,
+    validation_fraction: float = 0.1,
+    patience: int = 2,
+    class_weight: str | None = None,
+    warmup_fraction: float = 0.1,
+    weight_decay: float = 0.01,
+    precision: str = "auto",
+    device: str = "auto",
+    seed: int = 0,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> FineTuned:
+    """Fine-tune a backbone for classification.
+
+    The last layer's pooled vector goes through dropout and a linear head; cross-entropy is minimised with AdamW and
+    a linear schedule. The epoch of highest macro-F1 on the validation part is kept.
+
+    A call that was killed goes on where it was when repeated with the same arguments, and ends with the same
+    weights; a finished one is read back. Global random generators are left as they were.
+
+    Parameters
+    ----------
+    model : str or Path
+        As `TransformerEncoder` takes it: a folder, a Hub name or a packaged model.
+    texts : sequence of str, length n_rows
+    labels : sequence of str or int, length n_rows
+        Label names, or positions in `label_names`.
+    label_names : sequence of str
+        All labels, in the order of the head's rows.
+    output_dir : str or Path
+        Made if missing; may hold an unfinished call's files, or a finished one's of the same arguments.
+    groups : sequence, length n_rows, optional
+        Rows of equal value stay on one side of the validation split.
+    method : {"full", "upper", "lora"}
+        Train all weights, the last `n_upper_layers` layers, or LoRA adapters.
+    lora_targets : {"all-linear", "attention"}
+    head_learning_rate : float, optional
+        By default `learning_rate`.
+    batch_size : int
+        Rows per step.
+    max_length, pooling, prefix
+        As `TransformerEncoder` takes them; use the same ones there.
+    dropout : float
+        On the pooled vector, and on the input of LoRA adapters.
+    validation_fraction : float
+        Rows set aside, stratified, to choose the epoch; 0 keeps the last epoch.
+    patience : int
+        Stop after this many epochs in a row without a new best one.
+    class_weight : {"balanced"}, optional
+        Weight labels in the loss by the inverse of their frequency.
+    warmup_fraction : float
+        Share of the steps in which the learning rate rises.
+    precision : {"auto", "float32", "bfloat16", "float16"}
+        Of the forward pass (autocast); weights stay float32. See `resolve_training_precision` for ``"auto"``.
+    device : str
+        ``"auto"`` or a torch device.
+    revision, trust_remote_code
+        As `TransformerEncoder` takes them.
+
+    Returns
+    -------
+    FineTuned
+
+    Raises
+    ------
+    ConfigError
+        If a setting is unknown or out of range.
+    DataError
+        If texts, labels and groups differ in length, a label is unknown, or only one label occurs.
+    BackboneError, MissingExtraError
+        If the model can't be loaded or trained.
+    RunFolderError
+        If `output_dir` holds something else, or another process is writing into it.
+    """
+    settings = Settings(
+        label_names=tuple(label_names),
+        method=method,
+        n_upper_layers=n_upper_layers,
+        lora_rank=lora_rank,
+        lora_alpha=lora_alpha,
+        lora_targets=lora_targets,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        head_learning_rate=learning_rate if head_learning_rate is None else head_learning_rate,
+        batch_size=batch_size,
+        max_length=max_length,
+        pooling=pooling,
+        prefix=prefix,
+        dropout=dropout,
+        validation_fraction=validation_fraction,
+        patience=patience,
+        class_weight=class_weight,
+        warmup_fraction=warmup_fraction,
+        weight_decay=weight_decay,
+        seed=seed,
+    )
+    check_settings(settings)
+    for name, column in (("labels", labels), ("groups", groups)):
+        if column is not None and len(column) != len(texts):
+            raise DataError(f"{len(texts)} texts but {len(column)} {name}: give one per text.")
+    y = index_labels(labels, settings.label_names)
+    device = resolve_device(device)
+    precision = resolve_training_precision(precision, device)
+    description = describe_backbone(model, revision=revision, trust_remote_code=trust_remote_code)
+    _check_length(settings, description)
+    key = _make_key(description, settings, texts, y, groups, precision=precision, device=device)
+    folder = Path(output_dir).expanduser()
+    with _hold_folder(folder):
+        if (done := _read_finished(folder, key)) is not None:
+            return done
+        open_checkpoints(folder / _CHECKPOINTS, key)
+        with keep_random_state(seed):
+            _fit(
+                description,
+                settings,
+                texts,
+                y,
+                groups,
+                folder=folder,
+                key=key,
+                precision=precision,
+                device=device,
+                trust_remote_code=trust_remote_code,
+            )
+        shutil.rmtree(folder / _CHECKPOINTS)
+    return read_finetuned(folder)
+
+
+def resolve_training_precision(precision: str, device: str) -> str:
+    """Return the precision of the forward pass in training.
+
+    ``"auto"`` is that of `embed.precision.resolve_precision` on a GPU and float32 on a CPU.
+
+    Raises
+    ------
+    ConfigError
+        If it is unknown, or float16 on a CPU.
+    """
+    if precision == "float16" and device == "cpu":
+        raise ConfigError("precision 'float16' can't train on a CPU: set it to auto, float32 or bfloat16.")
+    if precision == "auto" and not device.startswith("cuda"):
+        return "float32"
+    return resolve_precision(precision, device)
+
+
+def _fit(
+    description: Description,
+    settings: Settings,
+    texts: Sequence[str],
+    y: NDArray[np.int64],
+    groups: Sequence[Hashable] | None,
+    *,
+    folder: Path,
+    key: dict[str, Any],
+    precision: str,
+    device: str,
+    trust_remote_code: bool,
+) -> None:
+    training, validation = split_validation(
+        y, groups=groups, fraction=settings.validation_fraction, seed=settings.seed
+    )
+    tokenizer = description.tokenizer
+    rows = Rows(
+        tokens=tokenize(tokenizer, texts, max_length=settings.max_length, prefix=settings.prefix),
+        labels=y,
+        pad_id=pick_pad_id(tokenizer),
+        n_tokens=settings.max_length if settings.pooling == "mean_padded" else None,
+    )
+    half = settings.method == "lora" and device.startswith("cuda") and precision != "float32"
+    model = build_classifier(
+        description,
+        settings,
+        label_weights=_weigh_labels(y[training], settings),
+        dtype=getattr(torch, precision) if half else torch.float32,
+        trust_remote_code=trust_remote_code,
+    )
+    trained = train_classifier(
+        model,
+        rows,
+        training=training,
+        validation=validation,
+        settings=settings,
+        folder=folder / _CHECKPOINTS,
+        logs_dir=folder / _LOGS,
+        device=device,
+        precision=precision,
+        description=f"fine-tune {description.model_id}",
+    )
+    facts = {
+        "key": key,
+        "model_id": description.model_id,
+        "weights_hash": description.weights_hash,
+        **settings.as_dict(),
+        **_describe_training(model, trained),
+        "n_training": len(training),
+        "n_validation": len(validation),
+        "precision": precision,
+        "device": device,
+    }
+    _save(model, folder, method=settings.method, facts=facts)
+
+
+def _describe_training(model: PooledClassifier, trained: Trained) -> dict[str, Any]:
+    n_trained, n_parameters = count_parameters(model)
+    best = max((epoch.macro_f1 for epoch in trained.epochs), default=None)
+    return {
+        "n_trained_parameters": n_trained,
+        "n_parameters": n_parameters,
+        "best_epoch": trained.best_epoch,
+        "macro_f1": best,
+        "history": [epoch._asdict() for epoch in trained.epochs],
+        "seconds": round(trained.seconds, 3),
+    }
+
+
+def _save(model: PooledClassifier, folder: Path, *, method: str, facts: dict[str, Any]) -> None:
+    """Write into a temporary folder, move the files into place, then declare them finished."""
+    for pattern in (*_WEIGHTS, saved.HEAD, f".{saved.FACTS}.*"):
+        for path in folder.glob(pattern):
+            path.unlink()
+    temporary = folder / _CHECKPOINTS / "result"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    model.cpu().eval()
+    saved.write_head(temporary, model.head.weight.detach().numpy(), model.head.bias.detach().numpy())
+    with hush_libraries():
+        # Embeddings are never trained with LoRA; peft would look on the Hub whether they were.
+        options = {"save_embedding_layers": False} if method == "lora" else {}
+        model.backbone.save_pretrained(temporary, **options)  # type: ignore[operator]
+    for path in sorted(temporary.iterdir()):
+        if path.name != "README.md":  # peft's model card, a form nobody filled in
+            path.replace(folder / path.name)
+    saved.write_facts(folder, facts)
+
+
+def _weigh_labels(y: NDArray[np.int64], settings: Settings) -> torch.Tensor | None:
+    if settings.class_weight is None:
+        return None
+    counts = np.bincount(y, minlength=len(settings.label_names))
+    weights = len(y) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+    return torch.from_numpy(weights).float()
+
+
+def _check_length(settings: Settings, description: Description) -> None:
+    limit = description.max_positions
+    if limit is not None and settings.max_length > limit:
+        raise ConfigError(
+            f"max_length {settings.max_length} is out of range for '{description.model_id}': set it to 1 to {limit}."
+        )
+
+
+def _make_key(
+    description: Description,
+    settings: Settings,
+    texts: Sequence[str],
+    y: NDArray[np.int64],
+    groups: Sequence[Hashable] | None,
+    *,
+    precision: str,
+    device: str,
+) -> dict[str, Any]:
+    """Return what a checkpoint must agree on to be gone on with."""
+    places: dict[Hashable, int] = {}
+    numbered = None if groups is None else [places.setdefault(group, len(places)) for group in groups]
+    rows = json.dumps([list(texts), y.tolist(), numbered], ensure_ascii=True)
+    return {
+        "schema": saved.SCHEMA,
+        "weights": description.weights_hash,
+        "config": description.config_hash,
+        "tokenizer": description.tokenizer_hash,
+        "rows": hashlib.sha256(rows.encode()).hexdigest(),
+        "settings": settings.as_dict(),
+        "precision": precision,
+        "device": device.partition(":")[0],
+        "torch": torch.__version__,
+    }
+
+
+def _read_finished(folder: Path, key: dict[str, Any]) -> FineTuned | None:
+    """Return an earlier call's result if it had the same arguments.
+
+    Raises
+    ------
+    RunFolderError
+        If it had others.
+    """
+    facts = saved.read_facts(folder)
+    if facts is None:
+        return None
+    changed = sorted(name for name in key if facts["key"].get(name) != key[name] and name != "torch")
+    if changed:
+        raise RunFolderError(
+            f"output folder '{folder}' holds a finished fine-tuning with other {' and '.join(changed)}: "
+            "give another folder, or delete this one."
+        )
+    shutil.rmtree(folder / _CHECKPOINTS, ignore_errors=True)
+    return read_finetuned(folder)
+
+
+@contextlib.contextmanager
+def _hold_folder(folder: Path) -> Iterator[None]:
+    """Make the folder and keep other processes out of it.
+
+    Raises
+    ------
+    RunFolderError
+        If it holds files that fine-tuning doesn't write, or another process is in it.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RunFolderError(f"output folder '{folder}' is a file: give a folder.")
+    names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    strange = [name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in _OURS)]
+    if strange:
+        raise RunFolderError(
+            f"output folder '{folder}' holds '{strange[0]}', which fine-tuning didn't write: give an empty folder."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = filelock.FileLock(folder / _LOCK, timeout=0)
+        lock.acquire()
+    except filelock.Timeout:
+        raise RunFolderError(
+            f"output folder '{folder}' is in use by another process: wait for it, or give another folder."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
