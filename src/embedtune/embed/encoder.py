@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Vectors = dict[int, NDArray[np.float32]]
 
 #: Padded tokens per batch, by kind of device.
-BATCH_TOKENS = {"cpu": 2048, "cuda": 32768, "mps": 8192}
+BATCH_TOKENS = {"cpu": 1024, "cuda": 32768, "mps": 8192}
 
 #: Embeddings wait for the store no longer than this, and no more texts than this wait.
 COMMIT_SECONDS = 2.0
