@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from embedtune.embed.checkpoints import (
+    check_base,
     hash_adapter,
     hash_files,
     hash_settings,
@@ -266,6 +267,8 @@ def _describe(
         weights_hash = hash_files(list_weights(source))
     else:
         weights_hash = str(pinned or "main")
+    if adapter is not None and is_lora(adapter):
+        check_base(adapter, weights_hash, name=name)
     text_config = config.get_text_config(decoder=False)
     return Description(
         model_id=name_model(name),

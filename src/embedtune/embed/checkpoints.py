@@ -119,6 +119,27 @@ def hash_adapter(folder: Path) -> str:
     return hash_files([folder / "config.json", *list_weights(folder)])
 
 
+def check_base(adapter: Path, weights_hash: str, *, name: str) -> None:
+    """Check that a LoRA adapter was trained on these weights, as far as its finetune.json tells.
+
+    A commit and a sha256 can't be compared, so a model's copy in a folder goes through.
+
+    Raises
+    ------
+    BackboneError
+        If it was trained on others.
+    """
+    facts_path = adapter / "finetune.json"
+    if not facts_path.exists():
+        return
+    trained_on = json.loads(facts_path.read_text(encoding="utf-8")).get("weights_hash", weights_hash)
+    if len(trained_on) == len(weights_hash) and trained_on != weights_hash:
+        raise BackboneError(
+            f"the adapter in '{adapter}' was trained on weights {trained_on[:12]}, and '{name}' has "
+            f"{weights_hash[:12]}: give the model that it was trained on."
+        )
+
+
 def is_lora(folder: Path) -> bool:
     """Tell whether a folder written by fine-tuning holds a LoRA adapter rather than whole weights."""
     return (folder / "adapter_config.json").exists() and (folder / "adapter_model.safetensors").exists()
