@@ -30,7 +30,9 @@ def test_shipped_recipe_survives_dump_and_read(recipe: str, tmp_path: Path) -> N
 
 def test_apply_overrides_leaves_the_settings_given_alone() -> None:
     settings = read_settings("demo")
-    changed = apply_overrides(settings, ["finetune.learning_rate=2e-5", "seeds=[1, 2]", "fit.class_weight=null"])
+    changed = apply_overrides(
+        settings, ["finetune.learning_rate=2e-5", "seeds=[1, 2]", "fit.class_weight=null"]
+    )
     assert changed["finetune"]["learning_rate"] == 2e-5
     assert changed["seeds"] == [1, 2]
     assert changed["fit"]["class_weight"] is None
@@ -39,7 +41,8 @@ def test_apply_overrides_leaves_the_settings_given_alone() -> None:
 
 def test_build_experiment_names_all_problems_at_once() -> None:
     assert fail("finetune.epoch=3", "fit.head=forest", "xx=1") == (
-        "3 problems in recipe demo: unknown key 'finetune.epoch' (did you mean 'epochs'?), allowed here: backbones, method, "
+        "3 problems in recipe demo: unknown key 'finetune.epoch' (did you mean 'epochs'?), allowed here: backbones, "
+        "method, "
         "n_upper_layers, lora_rank, lora_alpha, epochs, learning_rate, batch_size, validation_fraction, patience, "
         "class_weight; 'fit.head' is 'forest': input should be 'auto', 'logistic', 'ridge', 'stack' or 'cooccurrence'; "
         "unknown key 'xx', allowed here: name, tasks, prepare, embed, finetune, fit, compare, seeds."

@@ -54,7 +54,9 @@ def test_forget_drops_one_stage_only(tmp_path: Path) -> None:
     for step in ("embed.x", "embed-tuned.x", "fit.frozen"):
         folder.run_step(step, "k", dict)
     folder.forget("embed")
-    assert [folder.read_record(step) is None for step in ("embed.x", "embed-tuned.x", "fit.frozen")] == [True, False, False]
+    assert folder.read_record("embed.x") is None
+    assert folder.read_record("embed-tuned.x") is not None
+    assert folder.read_record("fit.frozen") is not None
 
 
 def test_folder_of_another_experiment_is_refused(tmp_path: Path) -> None:
@@ -71,7 +73,9 @@ def test_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(RunFolderError) as caught:
         RunFolder(tmp_path, identity="a")
-    assert str(caught.value) == f"{tmp_path} is not empty and holds no run: choose another --out, or empty it."
+    assert (
+        str(caught.value) == f"{tmp_path} is not empty and holds no run: choose another --out, or empty it."
+    )
 
 
 def test_lock_folder_held_elsewhere_is_refused(tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ from embedtune.embed.static import StaticEncoder
 from embedtune.embed.store import EmbeddingStore
 from embedtune.evaluate.arms import ARMS, compare_arms, score_arm, write_verdict
 from embedtune.evaluate.cost import measure
-from embedtune.finetune.train import fine_tune, read_finetuned
+from embedtune.finetune.saved import read_finetuned
+from embedtune.finetune.train import fine_tune
 from embedtune.heads.probe import probe_blocks
 from embedtune.plan import (
     ARM_ROWS,
@@ -114,6 +115,7 @@ def finetune(run: TaskRun) -> None:
                             pooling=view.pooling,
                             prefix=view.prefix,
                             revision=view.revision,
+                            trust_remote_code=view.trust_remote_code,
                             seed=seed,
                             device=run.experiment.embed.device,
                             **settings.model_dump(exclude={"backbones"}),
@@ -123,7 +125,7 @@ def finetune(run: TaskRun) -> None:
                         "peak_memory_bytes": cost.peak_memory_bytes,
                         "trained_parameters": tuned.n_trained_parameters,
                         "total_parameters": tuned.n_parameters,
-                        "validation_macro_f1": tuned.validation_macro_f1,
+                        "validation_macro_f1": tuned.macro_f1,
                     }
 
                 step = adapter_step(view.model, parts, seed)
@@ -305,7 +307,7 @@ def _build_end_to_end(run: TaskRun, seed: int) -> EmbedClassifier:
     encoder = _build_encoder(run, view.model_copy(update={"layers": (-1,)}), adapter=adapter)
     tuned = read_finetuned(adapter)
     return EmbedClassifier.from_finetuned(
-        encoder, weight=tuned.weight, bias=tuned.bias, labels=tuned.label_names
+        encoder, weight=tuned.head_weight, bias=tuned.head_bias, labels=tuned.label_names
     )
 
 

@@ -1,0 +1,198 @@
+"""The whole flow through the command line, on a tiny backbone."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from embedtune import load_bundle
+from embedtune.cli import app
+from embedtune.data.splits import read_splits
+from run_cases import write_recipe, write_rows
+
+ARMS = ["majority", "floor", "frozen", "frozen+", "tuned", "end-to-end"]
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recipe")
+    rows = write_rows(folder / "moves.csv")
+    return write_recipe(folder / "tiny.yaml", model=tiny_bert, data=rows, store=folder / "store")
+
+
+@pytest.fixture(scope="module")
+def finished(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    result = call("run", recipe, "--out", out)
+    assert result.exit_code == 0, result.output
+    return out
+
+
+def call(*words: Any) -> Any:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def read_figures(out: Path) -> dict[str, Any]:
+    """Return results.json without what is measured anew each time."""
+    results = json.loads((out / "results.json").read_text())
+    del results["environment"]
+    results["verdict"] = results["verdict"].split(", for")[0]
+    for arm in results["arms"].values():
+        del arm["cost"]
+    return results
+
+
+def list_times(out: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (out / ".state").glob("*.json")}
+
+
+def test_run_writes_the_whole_folder(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir() if not path.name.startswith(".")}
+    assert names == {
+        "config.yaml", "data", "adapters", "predictions", "arms", "probes.json", "results.json", "report.html",
+        "bundle", "log.txt",
+    }  # fmt: skip
+
+
+def test_results_have_the_documented_schema(finished: Path) -> None:
+    results = json.loads((finished / "results.json").read_text())
+    assert (results["schema"], results["task"], results["labels"]) == (1, "moves", ["down", "up"])
+    assert list(results["arms"]) == ARMS
+    for arm in results["arms"].values():
+        assert arm["accuracy"]["low"] <= arm["accuracy"]["value"] <= arm["accuracy"]["high"]
+        assert set(arm["per_class"]) == {"down", "up"}
+        assert arm["cost"]["joules_per_1000"] is None
+    assert {row["metric"] for row in results["comparisons"]} == {"accuracy", "macro_f1"}
+    assert results["best"] in ARMS
+
+
+def test_predictions_give_the_figures_again(finished: Path) -> None:
+    results = json.loads((finished / "results.json").read_text())
+    for arm in ARMS:
+        table = pq.read_table(finished / "predictions" / f"{arm}.parquet").to_pylist()
+        assert len(table) == results["n"]["test"]
+        right = [row["label"] == max(("down", "up"), key=lambda name: row[f"p:{name}"]) for row in table]
+        assert sum(right) / len(right) == pytest.approx(results["arms"][arm]["accuracy"]["value"])
+
+
+def test_bundle_is_the_best_arm_and_predicts_what_it_predicted(finished: Path) -> None:
+    best = json.loads((finished / "results.json").read_text())["best"]
+    splits = read_splits(finished / "data")
+    probabilities = load_bundle(finished / "bundle").predict_proba(
+        [splits.texts[i] for i in splits.rows("test")]
+    )
+    table = pq.read_table(finished / "predictions" / f"{best}.parquet").to_pylist()
+    for row, (down, _) in zip(table, probabilities, strict=True):
+        assert row["p:down"] == pytest.approx(down, abs=5e-3)
+
+
+def test_second_run_does_nothing_again(recipe: Path, finished: Path) -> None:
+    before = list_times(finished)
+    result = call("run", recipe, "--out", finished)
+    assert result.exit_code == 0
+    assert list_times(finished) == before
+
+
+def test_changed_head_redoes_heads_only(recipe: Path, finished: Path, tmp_path: Path) -> None:
+    import shutil
+
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    before = list_times(out)
+    assert call("run", recipe, "--out", out, "fit.head=ridge").exit_code == 0
+    changed = {name for name, at in list_times(out).items() if before.get(name) != at}
+    fits = {f"fit.{arm}.json" for arm in ARMS if arm not in ("majority", "end-to-end")}
+    assert fits <= changed <= fits | {"compare.json", "report.json", "bundle.json"}
+
+
+def test_from_stage_redoes_it_and_what_follows(recipe: Path, finished: Path, tmp_path: Path) -> None:
+    import shutil
+
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    before = list_times(out)
+    assert call("run", recipe, "--out", out, "--from", "compare", "--until", "compare").exit_code == 0
+    assert {name for name, at in list_times(out).items() if before.get(name) != at} == {"compare.json"}
+    assert read_figures(out) == read_figures(finished)
+
+
+def test_stages_one_by_one_give_the_same_figures(recipe: Path, finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert call("run", recipe, "--out", out, "--until", "prepare").exit_code == 0
+    for stage in ("embed", "finetune", "embed-tuned", "fit", "compare", "report", "bundle"):
+        result = call(stage, out)
+        assert result.exit_code == 0, result.output
+    assert read_figures(out) == read_figures(finished)
+
+
+def test_stage_without_its_predecessor_says_which(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert call("run", recipe, "--out", out, "--until", "prepare").exit_code == 0
+    result = call("compare", out)
+    assert result.exit_code == 2
+    assert "has no finished 'fit' stage: run `embedtune fit" in result.output
+
+
+def test_without_tuned_arms_nothing_is_fine_tuned(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = call("run", recipe, "--out", out, "compare.arms=[floor,frozen,frozen+]")
+    assert result.exit_code == 0, result.output
+    assert not (out / "adapters").exists()
+    assert json.loads((out / "results.json").read_text())["verdict"].startswith("No verdict on fine-tuning")
+
+
+def test_predict_labels_a_file(finished: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "new.csv"
+    rows.write_text("id,text\n1,sales rose in the north\n2,\n3,profit fell at the mill\n", encoding="utf-8")
+    output = tmp_path / "out.csv"
+    result = call("predict", finished / "bundle", rows, "-o", output)
+    assert result.exit_code == 0, result.output
+    lines = output.read_text().splitlines()
+    assert lines[0] == "id,text,prediction,p:down,p:up"
+    assert [line.split(",")[2] in ("down", "up") for line in lines[1:]] == [True, False, True]
+    assert call("predict", finished / "bundle", rows, "-o", output).exit_code == 2
+
+
+def start(recipe: Path, out: Path, store: Path) -> subprocess.Popen[bytes]:
+    command = [
+        sys.executable,
+        "-m",
+        "embedtune",
+        "run",
+        str(recipe),
+        "--out",
+        str(out),
+        "-q",
+        f"embed.store={store}",
+    ]
+    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.slow
+def test_run_killed_at_random_moments_ends_with_the_same_figures(recipe: Path, tmp_path: Path) -> None:
+    started = time.monotonic()
+    assert start(recipe, tmp_path / "whole", tmp_path / "store-whole").wait() == 0
+    seconds = time.monotonic() - started
+    moments = random.Random(0)
+    n_killed = 0
+    for _ in range(3):
+        process = start(recipe, tmp_path / "killed", tmp_path / "store-killed")
+        time.sleep(moments.uniform(0.3, 0.9) * seconds)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            n_killed += 1
+        process.wait()
+    assert n_killed
+    assert start(recipe, tmp_path / "killed", tmp_path / "store-killed").wait() == 0
+    assert read_figures(tmp_path / "killed") == read_figures(tmp_path / "whole")
