@@ -12,7 +12,7 @@ from sklearn.metrics import f1_score
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from embedtune.heads.blocks import Floats, Matrix, split_blocks
-from embedtune.heads.crossfit import CrossFit, measure_log_loss
+from embedtune.heads.crossfit import CrossFit, measure_log_loss, plan_folds
 from embedtune.heads.linear import LogisticHead, RidgeHead, cross_fit_logistic
 from embedtune.heads.stack import StackHead, resolve_views
 from embedtune.heads.training import ClassWeight, TrainingRows, read_training_rows
@@ -83,17 +83,18 @@ class AutoHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         found: dict[str, CrossFit] = {}
         heads: dict[str, Any] = {}
 
-        found["logistic"] = cross_fit_logistic(
-            matrix, rows, C="auto", cv=self.cv, random_state=self.random_state, every_row=True
+        plan = plan_folds(
+            rows.y, groups=rows.groups, cv=self.cv, random_state=self.random_state, every_row=True
         )
+        found["logistic"] = cross_fit_logistic(matrix, rows, plan=plan)
         heads["logistic"] = LogisticHead(rows.widths, **shared)
         heads["ridge"] = RidgeHead(rows.widths, **shared)
-        ridge = heads["ridge"]._cross_fit(matrix, rows)
+        ridge = heads["ridge"]._cross_fit(matrix, rows, plan)
         found["ridge"] = ridge._replace(scores=heads["ridge"]._calibrate_scores(ridge, rows))
         if len(views) > 1:
             heads["stack"] = StackHead(rows.widths, views=views, **shared)
             heads["stack"].n_features_in_ = self.n_features_in_
-            found["stack"] = heads["stack"]._fit_rows(rows)
+            found["stack"] = heads["stack"]._fit_rows(rows, plan)
 
         self.cv_scores_ = {name: _score(cross, rows) for name, cross in found.items()}
         self.choice_ = min(

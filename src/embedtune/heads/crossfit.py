@@ -13,6 +13,7 @@ from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold
 from embedtune.errors import DataError
 from embedtune.heads.blocks import BlockMatrix, Floats, Ints, fit_scale
 from embedtune.heads.multinomial import Linear
+from embedtune.heads.training import check_folds
 
 #: A strength is chosen on at most this many rows; it moves little beyond.
 MAX_ROWS = 4000
@@ -37,47 +38,73 @@ class CrossFit(NamedTuple):
     rows: Ints
 
 
+class FoldPlan(NamedTuple):
+    """Which rows choose a strength, and the folds; made once and shared by all that must be comparable.
+
+    `folds` number the rows within `rows` (n_rows,), `every_fold` all rows where their out-of-fold scores are
+    wanted; both hold pairs of training and held-out row numbers.
+    """
+
+    rows: Ints
+    folds: list[tuple[Ints, Ints]]
+    every_fold: list[tuple[Ints, Ints]] | None
+
+
+def plan_folds(
+    y: Ints, *, groups: Ints | None, cv: int, random_state: int, every_row: bool, n_rows: int = MAX_ROWS
+) -> FoldPlan:
+    """Plan `cv` folds over about `n_rows` rows, and over all where `every_row` asks for it.
+
+    Raises
+    ------
+    ConfigError
+        If `cv` is below two.
+    DataError
+        If all rows are in one group.
+    """
+    check_folds(cv)
+    rows = subsample_rows(y, groups=groups, n_rows=n_rows, random_state=random_state)
+    every_fold = None
+    if every_row or len(rows) == len(y):
+        every_fold = assign_folds(y, groups=groups, n_folds=cv, random_state=random_state)
+        if len(rows) == len(y):
+            return FoldPlan(rows, every_fold, every_fold)
+    some = None if groups is None else groups[rows]
+    folds = assign_folds(y[rows], groups=some, n_folds=cv, random_state=random_state)
+    return FoldPlan(rows, folds, every_fold)
+
+
 def cross_fit(
     matrix: BlockMatrix,
     y: Ints,
     *,
-    groups: Ints | None,
+    plan: FoldPlan,
     n_classes: int,
     sample_weight: Floats,
     strengths: Sequence[float],
     open_path: OpenPath,
     measure: Measure,
-    cv: int,
-    random_state: int,
-    every_row: bool,
 ) -> CrossFit:
-    """Choose a strength on at most `MAX_ROWS` rows and return the out-of-fold scores.
+    """Choose a strength on the plan's rows and return the out-of-fold scores.
 
     The folds' scores at the chosen strength are those the choice was made on: one number chosen from a few
-    biases them negligibly, and nothing is fitted twice. Only where there are more rows than `MAX_ROWS` and
-    `every_row` is asked, the folds over all rows are fitted anew, at that strength.
+    biases them negligibly, and nothing is fitted twice. Only where the plan asks for every row and chose on
+    fewer, the folds over all rows are fitted anew, at that strength.
     """
-    rows = subsample_rows(y, groups=groups, n_rows=MAX_ROWS, random_state=random_state)
-    if every_row and len(strengths) == 1:
-        rows = np.arange(len(y))
+    every, rows, folds = np.arange(len(y)), plan.rows, plan.folds
+    if plan.every_fold is not None and len(strengths) == 1:
+        rows, folds = every, plan.every_fold
     some = len(rows) < len(y)
     part = matrix.take(rows) if some else matrix
-
-    def run(part: BlockMatrix, rows: Ints, strengths: Sequence[float]) -> Floats:
-        folds = assign_folds(
-            y[rows], groups=None if groups is None else groups[rows], n_folds=cv, random_state=random_state
-        )
-        weight = sample_weight[rows]
-        return _run_folds(part, y[rows], folds, n_classes, weight, strengths, open_path, measure)
-
-    scores = run(part, rows, strengths)
-    losses = [measure(at, y[rows], sample_weight[rows]) for at in scores]
+    weight = sample_weight[rows]
+    scores = _run_folds(part, y[rows], folds, n_classes, weight, strengths, open_path, measure)
+    losses = [measure(at, y[rows], weight) for at in scores]
     best = int(np.argmin(losses))
-    if some and every_row:
-        every = np.arange(len(y))
-        again = run(matrix, every, strengths[best : best + 1])[0]
-        return CrossFit(strengths[best], measure(again, y, sample_weight), again, every)
-    return CrossFit(strengths[best], losses[best], scores[best], rows)
+    chosen = strengths[best]
+    if plan.every_fold is None or not some:
+        return CrossFit(chosen, losses[best], scores[best], rows)
+    again = _run_folds(matrix, y, plan.every_fold, n_classes, sample_weight, (chosen,), open_path, measure)[0]
+    return CrossFit(chosen, measure(again, y, sample_weight), again, every)
 
 
 def _run_folds(

@@ -14,13 +14,19 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from embedtune.errors import ConfigError
 from embedtune.heads.blocks import BlockMatrix, Floats, Ints, Matrix, fit_scale, split_blocks
-from embedtune.heads.crossfit import CrossFit, OpenPath, cross_fit, measure_log_loss
+from embedtune.heads.crossfit import (
+    CrossFit,
+    FoldPlan,
+    OpenPath,
+    cross_fit,
+    measure_log_loss,
+    plan_folds,
+)
 from embedtune.heads.multinomial import Linear, fit_multinomial
 from embedtune.heads.ridge import open_ridge_path
 from embedtune.heads.training import (
     ClassWeight,
     TrainingRows,
-    check_folds,
     check_strength,
     read_training_rows,
 )
@@ -126,9 +132,10 @@ class LogisticHead(LinearClassifier):
         check_strength("C", self.C)
         C = self.C
         if C == "auto":
-            C = cross_fit_logistic(
-                matrix, rows, C="auto", cv=self.cv, random_state=self.random_state, every_row=False
-            ).strength
+            plan = plan_folds(
+                rows.y, groups=rows.groups, cv=self.cv, random_state=self.random_state, every_row=False
+            )
+            C = cross_fit_logistic(matrix, rows, plan=plan).strength
         return self._fit_all(matrix, rows, C=C)
 
     def _fit_all(self, matrix: BlockMatrix, rows: TrainingRows, *, C: float) -> Self:
@@ -195,12 +202,14 @@ class RidgeHead(LinearClassifier):
         """
         rows = read_training_rows(self, X, y, groups=groups)
         matrix = split_blocks(rows.X, rows.widths)
-        self._fit_all(matrix, rows, found=self._cross_fit(matrix, rows))
+        check_strength("alpha", self.alpha)
+        plan = plan_folds(
+            rows.y, groups=rows.groups, cv=self.cv, random_state=self.random_state, every_row=True
+        )
+        self._fit_all(matrix, rows, found=self._cross_fit(matrix, rows, plan))
         return self
 
-    def _cross_fit(self, matrix: BlockMatrix, rows: TrainingRows) -> CrossFit:
-        check_strength("alpha", self.alpha)
-        check_folds(self.cv)
+    def _cross_fit(self, matrix: BlockMatrix, rows: TrainingRows, plan: FoldPlan) -> CrossFit:
         n_classes = len(rows.classes)
 
         def measure(scores: Floats, y: Ints, sample_weight: Floats) -> float:
@@ -210,15 +219,12 @@ class RidgeHead(LinearClassifier):
         return cross_fit(
             matrix,
             rows.y,
-            groups=rows.groups,
+            plan=plan,
             n_classes=n_classes,
             sample_weight=rows.sample_weight,
             strengths=ALPHA_GRID if self.alpha == "auto" else (self.alpha,),
             open_path=open_ridge_path(n_classes, random_state=self.random_state),
             measure=measure,
-            cv=self.cv,
-            random_state=self.random_state,
-            every_row=True,
         )
 
     def _calibrate_scores(self, found: CrossFit, rows: TrainingRows) -> Floats:
@@ -318,26 +324,18 @@ def cross_fit_logistic(
     matrix: BlockMatrix,
     rows: TrainingRows,
     *,
-    C: float | Literal["auto"],
-    cv: int,
-    random_state: int,
-    every_row: bool,
+    plan: FoldPlan,
 ) -> CrossFit:
     """Cross-fit logistic regression: C chosen by log loss, and out-of-fold scores at that C."""
-    check_strength("C", C)
-    check_folds(cv)
     return cross_fit(
         matrix,
         rows.y,
-        groups=rows.groups,
+        plan=plan,
         n_classes=len(rows.classes),
         sample_weight=rows.sample_weight,
-        strengths=C_GRID if C == "auto" else (C,),
+        strengths=C_GRID,
         open_path=open_logistic_path(len(rows.classes)),
         measure=measure_log_loss,
-        cv=cv,
-        random_state=random_state,
-        every_row=every_row,
     )
 
 

@@ -13,9 +13,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from embedtune.errors import ConfigError
 from embedtune.heads.blocks import Floats, Matrix, slice_blocks, split_blocks
-from embedtune.heads.crossfit import CrossFit
+from embedtune.heads.crossfit import CrossFit, FoldPlan, plan_folds
 from embedtune.heads.linear import LogisticHead, cross_fit_logistic
-from embedtune.heads.training import ClassWeight, TrainingRows, check_folds, read_training_rows
+from embedtune.heads.training import ClassWeight, TrainingRows, read_training_rows
 
 
 class StackHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -77,12 +77,15 @@ class StackHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         DataError
             If there is one class only, or one group.
         """
-        self._fit_rows(read_training_rows(self, X, y, groups=groups))
+        rows = read_training_rows(self, X, y, groups=groups)
+        plan = plan_folds(
+            rows.y, groups=rows.groups, cv=self.cv, random_state=self.random_state, every_row=True
+        )
+        self._fit_rows(rows, plan)
         return self
 
-    def _fit_rows(self, rows: TrainingRows) -> CrossFit:
+    def _fit_rows(self, rows: TrainingRows, plan: FoldPlan) -> CrossFit:
         """Fit, and return the joining regression's own cross-fit: the stack's out-of-fold scores."""
-        check_folds(self.cv)
         self.views_ = resolve_views(self.views, len(rows.widths))
         self.widths_ = rows.widths
         self.heads_: list[LogisticHead] = []
@@ -90,24 +93,19 @@ class StackHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         for view in self.views_:
             widths = tuple(rows.widths[block] for block in view)
             matrix = split_blocks(slice_blocks(rows.X, rows.widths, view), widths)
-            found = self._cross_fit(matrix, rows)
+            found = cross_fit_logistic(matrix, rows, plan=plan)
             opinions.append(log_softmax(found.scores, axis=1))
             head = LogisticHead(widths, C=found.strength, class_weight=self.class_weight)
             head.n_features_in_ = sum(widths)
             self.heads_.append(head._fit_all(matrix, rows, C=found.strength))
         joined = np.hstack(opinions)
         matrix = split_blocks(joined, (joined.shape[1],))
-        found = self._cross_fit(matrix, rows)
+        found = cross_fit_logistic(matrix, rows, plan=plan)
         self.joiner_ = LogisticHead(C=found.strength, class_weight=self.class_weight)
         self.joiner_.n_features_in_ = joined.shape[1]
         self.joiner_._fit_all(matrix, rows, C=found.strength)
         self.classes_ = rows.classes
         return found
-
-    def _cross_fit(self, matrix: Any, rows: TrainingRows) -> CrossFit:
-        return cross_fit_logistic(
-            matrix, rows, C="auto", cv=self.cv, random_state=self.random_state, every_row=True
-        )
 
     def predict_view_probabilities(self, X: Matrix) -> Floats:
         """Return each view's own probabilities, (n_views, n, K)."""
