@@ -94,6 +94,8 @@ def _merge_lora(name: str, model: Any, folder: Path) -> Any:
 
     misfit = f"the adapter in '{folder}' does not fit '{name}': give the model that it was trained on."
     with warnings.catch_warnings():
+        # peft asks transformers for a name that is on its way out.
+        warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("error", message="Found missing adapter keys")
         try:
             return peft.PeftModel.from_pretrained(model, folder).merge_and_unload()
