@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from embedtune.errors import DataError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,12 @@ class TextDataset:
         What the report calls it.
     n_dropped : int
         Rows the reader left out because text or label was null or empty.
+    row_ids : tuple of int or None
+        Each row's number in the source, from 0, empty rows counted; a test file's rows go on where the
+        first file's end. None means 0, 1, 2 ...
+    compared : tuple of str or None
+        What the search for near-duplicates reads instead of the texts: a headline without the question
+        asked about it, say, for a question repeated in every row makes all rows alike.
 
     Raises
     ------
@@ -39,9 +48,12 @@ class TextDataset:
     split: tuple[str, ...] | None = None
     name: str = "data"
     n_dropped: int = 0
+    row_ids: tuple[int, ...] | None = None
+    compared: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        for column, values in (("labels", self.labels), ("groups", self.groups), ("split", self.split)):
+        for column in ("labels", "groups", "split", "row_ids", "compared"):
+            values = getattr(self, column)
             if values is not None and len(values) != len(self.texts):
                 raise DataError(f"{len(self.texts)} texts but {len(values)} {column}: give one per text.")
 
@@ -55,11 +67,17 @@ class TextDataset:
 
     def take(self, rows: Sequence[int]) -> TextDataset:
         """Return the given rows, in the order given."""
+
+        def pick(values: tuple[T, ...]) -> tuple[T, ...]:
+            return tuple(values[i] for i in rows)
+
         return TextDataset(
-            texts=tuple(self.texts[i] for i in rows),
-            labels=tuple(self.labels[i] for i in rows),
-            groups=None if self.groups is None else tuple(self.groups[i] for i in rows),
-            split=None if self.split is None else tuple(self.split[i] for i in rows),
+            texts=pick(self.texts),
+            labels=pick(self.labels),
+            groups=None if self.groups is None else pick(self.groups),
+            split=None if self.split is None else pick(self.split),
             name=self.name,
             n_dropped=self.n_dropped,
+            row_ids=tuple(rows) if self.row_ids is None else pick(self.row_ids),
+            compared=None if self.compared is None else pick(self.compared),
         )

@@ -1,0 +1,141 @@
+"""What preparing did to the rows, as plain numbers: what was dropped, merged and kept, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from embedtune.data.columns import MAX_LABELS, quote_names
+from embedtune.data.splits import PARTS, Splits
+from embedtune.errors import DataError
+
+#: Fewer rows than this can't be spread over three parts.
+MIN_ROWS_PER_CLASS = 5
+_N_LISTED = 50
+_N_CLUSTERS_LISTED = 10
+_N_TEXTS_LISTED = 3
+_SHOWN_CHARACTERS = 200
+
+
+def check_labels(labels: Sequence[str], *, name: str, when: str) -> None:
+    """Raise `DataError` unless there are rows of two classes or more, each of `MIN_ROWS_PER_CLASS` or more.
+
+    Parameters
+    ----------
+    labels : sequence of str
+        One per row.
+    name : str
+        The data set's name, for messages.
+    when : str
+        Which rows these are, for messages: ``"as read"`` or ``"after cleaning"``.
+    """
+    if not labels:
+        raise DataError(f"{name} has no rows {when}: give rows with a text and a label.")
+    names, counts = np.unique(np.array(labels, dtype=object), return_counts=True)
+    if len(names) == 1:
+        raise DataError(
+            f"{name} has one class {when}, '{names[0]}': two or more are needed. Check the label column."
+        )
+    if len(names) > MAX_LABELS:
+        raise DataError(
+            f"{name} has {len(names):,} distinct labels {when}, more than {MAX_LABELS} classes: "
+            "is this the text column? Name the label column with label_column."
+        )
+    small = [f"'{n}' ({count})" for n, count in zip(names, counts, strict=True) if count < MIN_ROWS_PER_CLASS]
+    if small:
+        classes = "class" if len(small) == 1 else "classes"
+        listed = ", ".join(small[:20]) + (f" and {len(small) - 20} more" if len(small) > 20 else "")
+        raise DataError(
+            f"{name} has fewer than {MIN_ROWS_PER_CLASS} rows {when} in {classes} {listed}: "
+            "add rows, merge classes or drop them."
+        )
+
+
+def check_parts(splits: Splits, *, own_test: bool, name: str) -> None:
+    """Raise `DataError` unless every class stands in every part (a test part of the data's own may lack some)."""
+    for part in PARTS[: 2 if own_test else 3]:
+        here = {splits.labels[i] for i in splits.rows(part)}
+        missing = [label for label in splits.label_names if label not in here]
+        if missing:
+            raise DataError(
+                f"{name}: no row of {quote_names(missing)} is left for the {part} rows, for near-duplicates and "
+                "groups stay together. Add rows of other origin, merge classes or drop them."
+            )
+
+
+def describe_lengths(texts: Sequence[str]) -> dict[str, float]:
+    """Return min, median, mean, 95th percentile and max of the texts' lengths in characters."""
+    n = np.array([len(text) for text in texts])
+    return {
+        "min": int(n.min()),
+        "median": float(np.median(n)),
+        "mean": round(float(n.mean()), 1),
+        "p95": float(np.percentile(n, 95)),
+        "max": int(n.max()),
+    }
+
+
+def count_classes(splits: Splits) -> dict[str, dict[str, int]]:
+    """Return ``{label: {"tune", "train", "test", "total"}}``."""
+    counts = {label: dict.fromkeys((*PARTS, "total"), 0) for label in splits.label_names}
+    for label, part in zip(splits.labels, splits.part, strict=True):
+        counts[label][part] += 1
+        counts[label]["total"] += 1
+    return counts
+
+
+def list_conflicts(
+    rows: Sequence[Sequence[int]], texts: Sequence[str], labels: Sequence[str], row_ids: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Describe texts whose copies disagree: the text, its rows in the source and their labels."""
+    return [
+        {
+            "text": shorten(texts[copies[0]]),
+            "rows": [row_ids[i] for i in copies],
+            "labels": [labels[i] for i in copies],
+        }
+        for copies in rows[:_N_LISTED]
+    ]
+
+
+def describe_clusters(splits: Splits, near: npt.NDArray[np.int64], *, threshold: float) -> dict[str, Any]:
+    """Describe the clusters of near-duplicates, the largest few with their first texts.
+
+    Parameters
+    ----------
+    near : ndarray of shape (n,), int64
+        Number of each row's near-duplicate cluster (groups left aside).
+    """
+    sizes = np.bincount(near)
+    several = np.flatnonzero(sizes > 1)
+    by_cluster = np.argsort(near, kind="stable")
+    members = dict(zip(range(len(sizes)), np.split(by_cluster, np.cumsum(sizes)[:-1]), strict=True))
+    largest = several[np.argsort(-sizes[several], kind="stable")][:_N_CLUSTERS_LISTED]
+    return {
+        "threshold": threshold,
+        "n_clusters": len(several),
+        "n_rows": int(sizes[several].sum()),
+        "n_clusters_of_several_labels": sum(len({splits.labels[i] for i in members[k]}) > 1 for k in several),
+        "largest": [
+            {
+                "size": int(sizes[k]),
+                "rows": [splits.row_ids[i] for i in members[k][:_N_LISTED]],
+                "labels": sorted({splits.labels[i] for i in members[k]}),
+                "texts": [shorten(splits.texts[i]) for i in members[k][:_N_TEXTS_LISTED]],
+            }
+            for k in largest
+        ],
+    }
+
+
+def list_rows(row_ids: Sequence[int]) -> list[int]:
+    """Return the first row ids, as many as an audit lists."""
+    return list(row_ids[:_N_LISTED])
+
+
+def shorten(text: str) -> str:
+    """Return the text's first characters."""
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"

@@ -1,0 +1,98 @@
+"""Splits: rows, each in a part of the experiment, and their file."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from embedtune.errors import DataError
+
+PARTS = ("tune", "train", "test")
+_COLUMNS = ("row_id", "text", "label", "group", "part")
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Cleaned labelled texts, each in one part.
+
+    Attributes
+    ----------
+    texts, labels : tuple of str
+        One per row, in the source's order.
+    groups : tuple of int
+        Cluster numbers from 0, in order of first appearance; a cluster stands in one part.
+    part : tuple of str
+        ``"tune"``, ``"train"`` or ``"test"``.
+    row_ids : tuple of int
+        Row numbers in the source, from 0.
+    """
+
+    texts: tuple[str, ...]
+    labels: tuple[str, ...]
+    groups: tuple[int, ...]
+    part: tuple[str, ...]
+    row_ids: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The distinct labels, sorted."""
+        return tuple(sorted(set(self.labels)))
+
+    def rows(self, *parts: str) -> npt.NDArray[np.int64]:
+        """Return the indices of the given parts' rows, ascending, int64."""
+        return np.flatnonzero(np.isin(np.array(self.part, dtype=object), parts)).astype(np.int64)
+
+
+def write_splits(splits: Splits, audit: dict[str, Any], data_dir: str | Path) -> None:
+    """Write ``splits.parquet`` and ``audit.json`` into `data_dir`, each atomically, the splits last."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    data_dir = Path(data_dir)
+    data_dir.mkdir(parents=True, exist_ok=True)
+    columns = (splits.row_ids, splits.texts, splits.labels, splits.groups, splits.part)
+    types = (pa.int64(), pa.string(), pa.string(), pa.int64(), pa.string())
+    table = pa.table(
+        {name: pa.array(list(v), type=t) for name, v, t in zip(_COLUMNS, columns, types, strict=True)}
+    )
+    temporary = data_dir / f".audit.json.{os.getpid()}"
+    temporary.write_text(json.dumps(audit, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(data_dir / "audit.json")
+    temporary = data_dir / f".splits.parquet.{os.getpid()}"
+    pq.write_table(table, temporary)
+    temporary.replace(data_dir / "splits.parquet")
+
+
+def read_splits(data_dir: str | Path) -> Splits:
+    """Read what `write_splits` wrote.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, damaged or of another make.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = Path(data_dir) / "splits.parquet"
+    if not path.exists():
+        raise DataError(f"{path} doesn't exist: prepare the data first.")
+    try:
+        table = pq.read_table(path, columns=list(_COLUMNS))
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{path} is damaged or wasn't written here: delete it and prepare the data again."
+        ) from error
+    if table.column_names != list(_COLUMNS):
+        raise DataError(f"{path} is damaged or wasn't written here: delete it and prepare the data again.")
+    row_ids, texts, labels, groups, part = (tuple(column.to_pylist()) for column in table.columns)
+    return Splits(texts=texts, labels=labels, groups=groups, part=part, row_ids=row_ids)
