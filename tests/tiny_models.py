@@ -108,7 +108,7 @@ def build_tiny_roberta(folder: Path, *, seed: int = 0, n_layers: int = 3) -> Pat
     _save_tokenizer(
         tokenizer,
         folder,
-        model_max_length=126,
+        model_max_length=128,
         bos_token="<s>",
         pad_token="<pad>",
         eos_token="</s>",
@@ -123,7 +123,7 @@ def build_tiny_roberta(folder: Path, *, seed: int = 0, n_layers: int = 3) -> Pat
         num_hidden_layers=n_layers,
         num_attention_heads=4,
         intermediate_size=64,
-        max_position_embeddings=128,
+        max_position_embeddings=130,
         type_vocab_size=1,
         initializer_range=0.2,
         bos_token_id=0,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -243,9 +244,10 @@ class TransformerEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         width = self._describe().width
         vectors = {layer: np.empty((len(texts), width), dtype=np.float32) for layer in layers}
         missing = np.ones(len(texts), dtype=np.bool_)
-        for rows, found in self._run(texts, missing, layers):
-            for layer, values in found.items():
-                vectors[layer][rows] = values
+        with closing(self._run(texts, missing, layers)) as batches:
+            for rows, found in batches:
+                for layer, values in found.items():
+                    vectors[layer][rows] = values
         return vectors
 
     def _compute_missing(
@@ -257,8 +259,9 @@ class TransformerEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         missing = table.find_missing(hashes, list(names.values()))
         waiting = _Waiting(table, hashes, names)
         try:
-            for rows, found in self._run(texts, missing, layers):
-                waiting.add(rows, found)
+            with closing(self._run(texts, missing, layers)) as batches:
+                for rows, found in batches:
+                    waiting.add(rows, found)
         finally:
             waiting.commit()
         stored = table.read(hashes, list(names.values())) if texts else {}
@@ -270,7 +273,7 @@ class TransformerEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     def _run(
         self, texts: list[str], missing: NDArray[np.bool_], layers: tuple[int, ...]
-    ) -> Iterator[tuple[NDArray[np.intp], Vectors]]:
+    ) -> Generator[tuple[NDArray[np.intp], Vectors], None, None]:
         """Yield (rows, vectors) batch by batch for the missing texts.
 
         Batches are planned over all texts and those without a missing one skipped, so an interrupted run goes
@@ -306,7 +309,9 @@ class TransformerEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     def _budget(self, device: str) -> int:
         return (
-            BATCH_TOKENS[device.partition(":")[0]] if self.batch_tokens == "auto" else int(self.batch_tokens)
+            BATCH_TOKENS.get(device.partition(":")[0], 8192)
+            if self.batch_tokens == "auto"
+            else int(self.batch_tokens)
         )
 
 

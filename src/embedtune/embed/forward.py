@@ -62,8 +62,8 @@ def embed_batch(
     for layer, values in vectors.items():
         if not np.isfinite(values).all():
             raise BackboneError(
-                f"layer {layer} of '{backbone.model_id}' overflows in {backbone.precision}: "
-                "set precision to bfloat16 or float32."
+                f"layer {layer} of '{backbone.model_id}' gives values that aren't finite in {backbone.precision}: "
+                "set precision to float32, or check the checkpoint."
             )
     return vectors
 
