@@ -179,7 +179,8 @@ class CooccurrenceHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             torch.manual_seed(self.random_state)
             net = self._build_net().to(device)
             self.loss_curve_ = self._fit_loop(net, *tensors)
-        self._keep_weights(net.state_dict())
+        # arrays, so that saving the head needs no torch pickle
+        self.weights_ = {name: value.cpu().numpy().copy() for name, value in net.state_dict().items()}
         return self
 
     def _fit_loop(self, net: CooccurrenceNet, X: Tensor, y: Tensor, sample_weight: Tensor) -> list[float]:
@@ -226,7 +227,7 @@ class CooccurrenceHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"the state dict has no {error}: a co-occurrence head has compress_layers.i.0, fc1, fc2, fc3."
             ) from None
         n_branches = sum(name.startswith("compress_layers.") and name.endswith("weight") for name in weights)
-        n_extra = round(max(first[1] - width, 0) ** 0.5) - n_branches
+        n_extra = max(round(max(first[1] - width, 0) ** 0.5) - n_branches, 0)
         self.shape_ = (n_branches, width, n_extra, branch_width)
         self.hidden_ = (first[0], second[0])
         self.classes_ = np.arange(third[0]) if classes is None else np.asarray(classes)
@@ -235,12 +236,17 @@ class CooccurrenceHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"classes {self.classes_.tolist()} must be {third[0]} different labels, sorted."
             )
         self.n_features_in_ = n_branches * width + n_extra * branch_width
-        try:
-            net = self._build_net()
-            net.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
-        except RuntimeError as error:
-            raise ConfigError(f"the state dict doesn't fit a co-occurrence head: {error}") from None
-        self._keep_weights(net.state_dict())
+        with torch.device("meta"):  # shapes only
+            shapes = {name: tuple(value.shape) for name, value in self._build_net().state_dict().items()}
+        given = {name: value.shape for name, value in weights.items()}
+        problems = [
+            f"{name} has shape {given.get(name)}, must be {shapes.get(name)}"
+            for name in sorted(shapes | given)
+            if given.get(name) != shapes.get(name)
+        ]
+        if problems:
+            raise ConfigError(f"the state dict doesn't fit a co-occurrence head: {'; '.join(problems)}.")
+        self.weights_ = {name: value.copy() for name, value in weights.items()}
         return self
 
     def _build_net(self) -> CooccurrenceNet:
@@ -255,10 +261,6 @@ class CooccurrenceHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             sigma=self.sigma,
             dropout=self.dropout,
         )
-
-    def _keep_weights(self, state_dict: Mapping[str, Tensor]) -> None:
-        # arrays, so that saving the head needs no torch pickle
-        self.weights_ = {name: value.detach().cpu().numpy().copy() for name, value in state_dict.items()}
 
     def build_module(self) -> CooccurrenceNet:
         """Return the fitted network as a torch module in eval mode, on the CPU."""

@@ -1,0 +1,193 @@
+"""StackHead and AutoHead."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import sparse
+from scipy.special import log_softmax
+from sklearn.base import clone
+from sklearn.metrics import f1_score
+from sklearn.utils.estimator_checks import parametrize_with_checks
+from skops.io import dumps, get_untrusted_types, loads
+
+from embedtune.errors import ConfigError
+from embedtune.heads import linear as linear_module
+from embedtune.heads import stack as stack_module
+from embedtune.heads.auto import AutoHead
+from embedtune.heads.linear import LogisticHead, RidgeHead
+from embedtune.heads.stack import StackHead, resolve_views
+
+WIDTHS = (5, 8, 60)
+
+
+def make_rows(n: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Rows whose dense views tell one class each from the rest, beside a sparse view that is noise."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(3, size=n)
+    first = rng.normal(size=(n, 5)) + 2.0 * (y == 0)[:, None]
+    second = rng.normal(size=(n, 8)) + 2.0 * (y == 1)[:, None]
+    noise = (rng.random((n, 60)) < 0.03).astype(float)
+    return np.hstack([first, second, noise]), np.array(["down", "flat", "up"])[y]
+
+
+@parametrize_with_checks([StackHead(cv=3), AutoHead(cv=3)])
+def test_head_meets_scikit_learns_contract(estimator: Any, check: Any) -> None:
+    check(estimator)
+
+
+def test_stack_beats_each_of_its_views() -> None:
+    X, y = make_rows(600)
+    head = StackHead(WIDTHS).fit(X[:300], y[:300])
+    alone = [
+        (head.classes_[probabilities.argmax(axis=1)] == y[300:]).mean()
+        for probabilities in head.predict_view_probabilities(X[300:])
+    ]
+    assert head.score(X[300:], y[300:]) > max(alone) + 0.1
+
+
+def test_stack_views_group_blocks() -> None:
+    X, y = make_rows(200)
+    head = StackHead(WIDTHS, views=[(0, 1), (2,)]).fit(X, y)
+    assert head.views_ == ((0, 1), (2,))
+    assert [view_head.n_features_in_ for view_head in head.heads_] == [13, 60]
+    alone = LogisticHead((5, 8), C=head.heads_[0].C_).fit(X[:, :13], y)
+    np.testing.assert_allclose(
+        head.predict_view_probabilities(X)[0], alone.predict_proba(X[:, :13]), atol=1e-6
+    )
+
+
+def test_stack_joins_the_views_log_probabilities() -> None:
+    X, y = make_rows(200)
+    head = StackHead(WIDTHS).fit(X, y)
+    opinions = np.hstack(list(np.log(head.predict_view_probabilities(X))))
+    np.testing.assert_allclose(head.predict_proba(X), head.joiner_.predict_proba(opinions), atol=1e-9)
+
+
+def test_stack_learns_to_join_from_out_of_fold_opinions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows given twice, in one group, with a random label: in-fold opinions would look perfect."""
+    rng = np.random.default_rng(0)
+    X = np.repeat(rng.normal(size=(60, 40)), 2, axis=0)
+    y, groups = np.repeat(np.arange(60) % 2, 2), np.repeat(np.arange(60), 2)
+    seen = []
+    original = stack_module.cross_fit_logistic
+
+    def spy(matrix: Any, rows: Any, **options: Any) -> Any:
+        seen.append(original(matrix, rows, **options))
+        return seen[-1]
+
+    monkeypatch.setattr(stack_module, "cross_fit_logistic", spy)
+    StackHead().fit(X, y, groups=groups)
+    assert (seen[0].scores.argmax(axis=1) == y).mean() < 0.7
+    seen.clear()
+    StackHead().fit(X, y)
+    assert (seen[0].scores.argmax(axis=1) == y).mean() > 0.8
+
+
+def test_stack_fits_each_view_once_per_fold_and_strength(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    original = linear_module.fit_multinomial
+
+    def count(matrix: Any, y: Any, **options: Any) -> Any:
+        calls.append((matrix.n_columns, len(y), options["C"]))
+        return original(matrix, y, **options)
+
+    monkeypatch.setattr(linear_module, "fit_multinomial", count)
+    X, y = make_rows(203)
+    StackHead(WIDTHS, cv=4).fit(X, y)
+    for width in WIDTHS:
+        of_view = [call for call in calls if call[0] == width]
+        assert sum(n == 203 for _, n, _ in of_view) == 1
+        for C in {C for _, n, C in of_view if n < 203}:
+            assert sum(at == C and n < 203 for _, n, at in of_view) <= 4
+
+
+@pytest.mark.parametrize("head_class", [StackHead, AutoHead])
+def test_head_csr_gives_what_dense_gives(head_class: Any) -> None:
+    X, y = make_rows(150)
+    dense = head_class(WIDTHS).fit(X, y).predict_proba(X)
+    csr = sparse.csr_matrix(X)
+    np.testing.assert_allclose(head_class(WIDTHS).fit(csr, y).predict_proba(csr), dense, atol=1e-4)
+
+
+@pytest.mark.parametrize("head_class", [StackHead, AutoHead])
+def test_head_same_seed_gives_the_same_probabilities(head_class: Any) -> None:
+    X, y = make_rows(150)
+    head = head_class(WIDTHS, random_state=5).fit(X, y)
+    assert np.array_equal(head.predict_proba(X), clone(head).fit(X, y).predict_proba(X))
+
+
+@pytest.mark.parametrize("head_class", [StackHead, AutoHead])
+def test_head_saved_by_skops_needs_only_our_types(head_class: Any) -> None:
+    X, y = make_rows(150)
+    head = head_class(WIDTHS, views=((0, 1), (2,))).fit(X, y)
+    data = dumps(head)
+    types = get_untrusted_types(data=data)
+    assert types and all(name.startswith("embedtune.heads.") for name in types)
+    np.testing.assert_array_equal(loads(data, trusted=types).predict_proba(X), head.predict_proba(X))
+
+
+@pytest.mark.parametrize(
+    ("views", "message"),
+    [
+        ([(0, 3)], "view [0, 3] can't be read: give different block numbers from 0 to 2."),
+        ([(0,), ()], "view [] can't be read: give different block numbers from 0 to 2."),
+        ([(1, 1)], "view [1, 1] can't be read: give different block numbers from 0 to 2."),
+        ([], "views is empty: give at least one view, or None for one per block."),
+    ],
+)
+def test_resolve_views_unreadable_is_refused(views: list[tuple[int, ...]], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve_views(views, 3)
+    assert str(caught.value) == message
+
+
+def test_auto_takes_the_best_macro_f1() -> None:
+    X, y = make_rows(250)
+    head = AutoHead(WIDTHS).fit(X, y)
+    scores = {name: round(score["macro_f1"], 4) for name, score in head.cv_scores_.items()}
+    assert set(scores) == {"logistic", "ridge", "stack"}
+    assert scores[head.choice_] == max(scores.values())
+    assert type(head.head_).__name__.lower().startswith(head.choice_)
+
+
+@pytest.mark.parametrize("choice", ["logistic", "ridge", "stack"])
+def test_auto_winner_equals_the_head_fitted_alone(choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = make_rows(150)
+    alone = {"logistic": LogisticHead, "ridge": RidgeHead, "stack": StackHead}[choice](WIDTHS).fit(X, y)
+    head = AutoHead(WIDTHS)
+    places = iter(["logistic", "ridge", "stack"])
+    monkeypatch.setattr(
+        "embedtune.heads.auto._score",
+        lambda cross, rows: {"macro_f1": float(next(places) == choice), "log_loss": 0.0},
+    )
+    head.fit(X, y)
+    assert head.choice_ == choice
+    np.testing.assert_allclose(head.predict_proba(X), alone.predict_proba(X), atol=1e-9)
+
+
+def test_auto_equal_macro_f1_is_decided_by_log_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([0.5, 0.4, 0.6])
+    monkeypatch.setattr(
+        "embedtune.heads.auto._score",
+        lambda cross, rows: {"macro_f1": 0.8, "log_loss": next(losses)},
+    )
+    assert AutoHead(WIDTHS).fit(*make_rows(90)).choice_ == "ridge"
+
+
+def test_auto_one_view_has_nothing_to_stack() -> None:
+    X, y = make_rows(90)
+    assert set(AutoHead(WIDTHS, views=[(0, 1, 2)]).fit(X, y).cv_scores_) == {"logistic", "ridge"}
+
+
+def test_auto_cv_scores_foretell_the_test_score() -> None:
+    X, y = make_rows(1500)
+    head = AutoHead(WIDTHS).fit(X[:400], y[:400])
+    on_test = f1_score(y[400:], head.predict(X[400:]), average="macro")
+    assert abs(head.cv_scores_[head.choice_]["macro_f1"] - on_test) < 0.06
+
+
+def test_stack_log_probabilities_stay_finite_on_separable_views() -> None:
+    X = np.repeat([[-1.0, -1.0], [1.0, 1.0]], 40, axis=0)
+    probabilities = StackHead((1, 1)).fit(X, np.repeat([0, 1], 40)).predict_proba(X * 1e4)
+    assert np.isfinite(log_softmax(probabilities, axis=1)).all() and np.isfinite(probabilities).all()
