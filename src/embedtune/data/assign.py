@@ -92,7 +92,7 @@ def _round_to_sum(wanted: FloatArray, total: int, share: FloatArray) -> IntArray
     """Round to integers that sum to `total`, proportional to `wanted`, the largest remainders up."""
     weight = wanted if wanted.sum() > 0 else share
     exact = weight * (total / weight.sum())
-    quota = np.floor(exact + 1e-9).astype(np.int64)
+    quota: IntArray = np.floor(exact + 1e-9).astype(np.int64)
     up = np.argsort(quota - exact, kind="stable")[: total - int(quota.sum())]
     quota[up] += 1
     return quota
@@ -103,8 +103,8 @@ def _fill_gaps(counts: IntArray, part: IntArray, held: FloatArray) -> None:
     sizes = counts.sum(axis=1)
     n_parts, n_classes = held.shape
     for c in range(n_classes):
-        for empty in np.flatnonzero(held[:, c] == 0):
-            having = np.flatnonzero(counts[:, c] > 0)
+        for empty in np.flatnonzero(held[:, c] == 0).tolist():
+            having = np.flatnonzero(counts[:, c] > 0).tolist()
             per_part = np.bincount(part[having], minlength=n_parts)
             movable = [k for k in having if per_part[part[k]] > 1 and not _would_empty(k, counts, part, held)]
             if not movable:

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from embedtune.data.clean import Clusters, Merged
 from embedtune.data.columns import MAX_LABELS, quote_names
+from embedtune.data.dataset import TextDataset, fingerprint
+from embedtune.data.duplicates import IntArray, renumber
 from embedtune.data.splits import PARTS, Splits
 from embedtune.errors import DataError
 
@@ -66,6 +68,54 @@ def check_parts(splits: Splits, *, own_test: bool, name: str) -> None:
             )
 
 
+def build_audit(
+    dataset: TextDataset,
+    merged: Merged,
+    clusters: Clusters,
+    splits: Splits,
+    *,
+    near: IntArray,
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    """Say what became of every row.
+
+    ``rows`` adds up: read = empty + conflicting + merged + leaked + sampled_out + kept. Lists name rows by
+    their number in the source, from 0, and stop at `_N_LISTED` entries.
+
+    Parameters
+    ----------
+    near : ndarray of shape (n_kept,), int64
+        Near-duplicate cluster of each of the splits' rows.
+    """
+    n_read = len(dataset) + dataset.n_dropped
+    n_conflicting = sum(len(rows) for rows in merged.conflicts)
+    n_leaked = int(clusters.leaked.sum())
+    return {
+        "schema": 1,
+        "name": dataset.name,
+        "fingerprint": fingerprint(dataset),
+        "settings": settings,
+        "own_test_rows": bool(clusters.in_test.any()),
+        "rows": {
+            "read": n_read,
+            "empty": n_read - len(merged.rows) - len(merged.copies) - n_conflicting,
+            "conflicting": n_conflicting,
+            "merged": len(merged.copies),
+            "leaked": n_leaked,
+            "sampled_out": len(merged.rows) - n_leaked - len(splits),
+            "kept": len(splits),
+        },
+        "parts": {part: len(splits.rows(part)) for part in PARTS},
+        "classes": count_classes(splits),
+        "characters": describe_lengths(splits.texts),
+        "n_clusters": len(set(splits.groups)),
+        "n_conflicts": len(merged.conflicts),
+        "conflicts": _list_conflicts(dataset, merged),
+        "near_duplicates": _describe_near(splits, renumber(near), threshold=settings["near_duplicate"]),
+        "leaks": _list_leaks(dataset, merged, clusters),
+    }
+
+
 def describe_lengths(texts: Sequence[str]) -> dict[str, float]:
     """Return min, median, mean, 95th percentile and max of the texts' lengths in characters."""
     n = np.array([len(text) for text in texts])
@@ -87,32 +137,37 @@ def count_classes(splits: Splits) -> dict[str, dict[str, int]]:
     return counts
 
 
-def list_conflicts(
-    rows: Sequence[Sequence[int]], texts: Sequence[str], labels: Sequence[str], row_ids: Sequence[int]
-) -> list[dict[str, Any]]:
-    """Describe texts whose copies disagree: the text, its rows in the source and their labels."""
+def _list_conflicts(dataset: TextDataset, merged: Merged) -> list[dict[str, Any]]:
+    row_ids = dataset.row_ids or range(len(dataset))
     return [
         {
-            "text": shorten(texts[copies[0]]),
-            "rows": [row_ids[i] for i in copies],
-            "labels": [labels[i] for i in copies],
+            "text": _shorten(dataset.texts[rows[0]]),
+            "rows": [row_ids[i] for i in rows[:_N_LISTED]],
+            "labels": [dataset.labels[i] for i in rows[:_N_LISTED]],
         }
-        for copies in rows[:_N_LISTED]
+        for rows in merged.conflicts[:_N_LISTED]
     ]
 
 
-def describe_clusters(splits: Splits, near: npt.NDArray[np.int64], *, threshold: float) -> dict[str, Any]:
-    """Describe the clusters of near-duplicates, the largest few with their first texts.
+def _list_leaks(dataset: TextDataset, merged: Merged, clusters: Clusters) -> list[dict[str, Any]]:
+    row_ids = dataset.row_ids or range(len(dataset))
+    test_rows: dict[int, int] = {}
+    for k in np.flatnonzero(clusters.in_test).tolist():
+        test_rows.setdefault(int(clusters.joined[k]), merged.rows[k])
+    leaks = []
+    for k in np.flatnonzero(clusters.leaked).tolist()[:_N_LISTED]:
+        row, test_row = merged.rows[k], test_rows[int(clusters.joined[k])]
+        leaks.append(
+            {"row": row_ids[row], "test_row": row_ids[test_row], "text": _shorten(dataset.texts[row])}
+        )
+    return leaks
 
-    Parameters
-    ----------
-    near : ndarray of shape (n,), int64
-        Number of each row's near-duplicate cluster (groups left aside).
-    """
+
+def _describe_near(splits: Splits, near: IntArray, *, threshold: float) -> dict[str, Any]:
+    """Describe the clusters of near-duplicates, the largest few with their first texts."""
     sizes = np.bincount(near)
+    members = np.split(np.argsort(near, kind="stable"), np.cumsum(sizes)[:-1])
     several = np.flatnonzero(sizes > 1)
-    by_cluster = np.argsort(near, kind="stable")
-    members = dict(zip(range(len(sizes)), np.split(by_cluster, np.cumsum(sizes)[:-1]), strict=True))
     largest = several[np.argsort(-sizes[several], kind="stable")][:_N_CLUSTERS_LISTED]
     return {
         "threshold": threshold,
@@ -124,18 +179,12 @@ def describe_clusters(splits: Splits, near: npt.NDArray[np.int64], *, threshold:
                 "size": int(sizes[k]),
                 "rows": [splits.row_ids[i] for i in members[k][:_N_LISTED]],
                 "labels": sorted({splits.labels[i] for i in members[k]}),
-                "texts": [shorten(splits.texts[i]) for i in members[k][:_N_TEXTS_LISTED]],
+                "texts": [_shorten(splits.texts[i]) for i in members[k][:_N_TEXTS_LISTED]],
             }
             for k in largest
         ],
     }
 
 
-def list_rows(row_ids: Sequence[int]) -> list[int]:
-    """Return the first row ids, as many as an audit lists."""
-    return list(row_ids[:_N_LISTED])
-
-
-def shorten(text: str) -> str:
-    """Return the text's first characters."""
+def _shorten(text: str) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -81,3 +82,14 @@ class TextDataset:
             row_ids=tuple(rows) if self.row_ids is None else pick(self.row_ids),
             compared=None if self.compared is None else pick(self.compared),
         )
+
+
+def fingerprint(dataset: TextDataset) -> str:
+    """Return the SHA-256 of texts, labels, groups and split, as hexadecimal text."""
+    digest = hashlib.sha256()
+    for column in (dataset.texts, dataset.labels, dataset.groups, dataset.split):
+        digest.update(b"-" if column is None else f"{len(column)}:".encode())
+        for value in column or ():
+            data = value.encode("utf-8", "surrogatepass")
+            digest.update(f"{len(data)}:".encode() + data)
+    return digest.hexdigest()

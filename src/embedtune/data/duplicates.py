@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -135,23 +136,29 @@ def _hash_shingles(texts: Sequence[str]) -> tuple[IntArray, npt.NDArray[np.uint6
     return row[fresh].astype(np.int64), value[fresh]
 
 
-def _list_rare_shingles(
-    shingles: sparse.csr_array, sizes: IntArray, threshold: float
-) -> tuple[IntArray, IntArray]:
-    """List (shingle, text) for every text's rarest shingles, by shingle, then by the text's size."""
+class _Entries(NamedTuple):
+    """A text's rare shingle each: the shingle, the text, the shingle's place among the text's shingles."""
+
+    shingle: IntArray
+    text: IntArray
+    place: IntArray
+
+
+def _list_rare_shingles(shingles: sparse.csr_array, sizes: IntArray, threshold: float) -> _Entries:
+    """List every text's rarest shingles, by shingle, then by the text's size."""
     n_rare = sizes - np.ceil(threshold * sizes - 1e-9).astype(np.int64) + 1
     row = np.repeat(np.arange(len(sizes)), sizes)
     position = np.arange(len(row)) - np.repeat(shingles.indptr[:-1].astype(np.int64), sizes)
     rare = position < n_rare[row]
-    column, row = shingles.indices[rare].astype(np.int64), row[rare]
+    column, row, position = shingles.indices[rare].astype(np.int64), row[rare], position[rare]
     order = np.lexsort((row, sizes[row], column))
-    return column[order], row[order]
+    return _Entries(column[order], row[order], position[order])
 
 
 def _compare_neighbours(
-    shingles: sparse.csr_array, sizes: IntArray, entries: tuple[IntArray, IntArray], threshold: float
+    shingles: sparse.csr_array, sizes: IntArray, entries: _Entries, threshold: float
 ) -> IntArray:
-    column, row = entries
+    column, row, place = entries
     n = len(sizes)
     clusters = np.arange(n)
     found = []
@@ -167,7 +174,10 @@ def _compare_neighbours(
                 bar.advance(_MAX_WINDOW - step)
                 break
             a, b = row[here], row[here + step]
-            apart = clusters[a] != clusters[b]
+            # After the first shingle two texts share, what is left of the shorter rest bounds what they share.
+            most_shared = np.minimum(sizes[a] - place[here], sizes[b] - place[here + step])
+            enough = most_shared * (1 + threshold) >= threshold * (sizes[a] + sizes[b]) - 1e-6
+            apart = enough & (clusters[a] != clusters[b])
             pairs = np.unique(np.minimum(a, b)[apart] * n + np.maximum(a, b)[apart])
             near = _keep_similar(shingles, sizes, np.stack((pairs // n, pairs % n), axis=1), threshold)
             if len(near):

@@ -63,6 +63,11 @@ def load_dataset(
     """
     name = str(source)
     if task is not None or name in TASKS:
+        if text_column or label_column or group_column:
+            raise DataError(
+                f"task '{task or name}' knows its own columns: leave out text_column, label_column and "
+                "group_column, or leave out the task."
+            )
         return _load_known(name, task, encoding=encoding, test_source=test_source)
     read, is_file = _choose_reader(name, hub_config=hub_config, encoding=encoding)
     frames = [read(hub_split)]

@@ -85,10 +85,13 @@ def load_task(name: str, *, source: str | Path | None = None, encoding: str | No
     return replace(task.load(Path(source), encoding), name=name)
 
 
-def _load_sample(file_name: str) -> Callable[[Path, str | None], TextDataset]:
+def _load_sample(file_name: str, *, compared: str | None = None) -> Callable[[Path, str | None], TextDataset]:
     def load(path: Path, encoding: str | None) -> TextDataset:
         with resources.as_file(resources.files("embedtune.data") / "sample" / file_name) as sample_path:
-            return _load_tables([sample_path], "text", "label", group_column="group")
+            rows = _load_tables([sample_path], "text", "label", group_column="group")
+            if compared is None:
+                return rows
+            return replace(rows, compared=tuple(read_table(sample_path)[compared]))
 
     return load
 
@@ -243,7 +246,9 @@ TASKS: dict[str, Task] = {
         _load_sample("sentiment.jsonl"),
     ),
     "yes_no": Task(
-        "yes/no questions about price headlines (comes with the package)", None, _load_sample("yes_no.jsonl")
+        "yes/no questions about price headlines (comes with the package)",
+        None,
+        _load_sample("yes_no.jsonl", compared="headline"),
     ),
     "gold_sentiment": Task(
         "price sentiment of gold headlines, 4 classes", "gold_commodity_news", _load_gold_sentiment

@@ -50,6 +50,8 @@ def check_file(path: Path) -> None:
         raise DataError(f"{path} is a folder: name a file in it.")
     if not path.exists():
         raise DataError(f"{path} doesn't exist: check the path (relative paths start at {Path.cwd().name}/).")
+    if not path.is_file():
+        raise DataError(f"{path} isn't a regular file: save its content to one.")
 
 
 def _decode_as(data: bytes, path: Path, encoding: str) -> str:
