@@ -141,7 +141,7 @@ def test_stage_without_its_predecessor_says_which(recipe: Path, tmp_path: Path) 
     assert call("run", recipe, "--out", out, "--until", "prepare").exit_code == 0
     result = call("compare", out)
     assert result.exit_code == 2
-    assert "has no finished 'fit' stage: run `embedtune fit" in result.output
+    assert "has no finished 'fit' stage for these settings: run `embedtune fit" in result.output
 
 
 def test_without_tuned_arms_nothing_is_fine_tuned(recipe: Path, tmp_path: Path) -> None:

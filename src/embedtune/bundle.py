@@ -154,9 +154,7 @@ def _write_view(name: str, encoder: Any, folder: Path) -> dict[str, Any]:
     import skops.io
 
     if isinstance(encoder, TransformerEncoder):
-        params = {
-            key: value for key, value in encoder.get_params().items() if key not in _LOCAL_PARAMS
-        }
+        params = {key: value for key, value in encoder.get_params().items() if key not in _LOCAL_PARAMS}
         view = {"name": name, "kind": "transformer", "params": _plain(params), "backbone": _identify(encoder)}
         if encoder.adapter is not None:
             view["adapter"] = f"adapters/{name}"

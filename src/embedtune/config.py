@@ -242,7 +242,8 @@ def build_experiment(settings: Mapping[str, Any], *, where: str) -> Experiment:
 
 def dump_experiment(experiment: Experiment) -> str:
     """Return the resolved experiment as YAML; `build_experiment` reads it back to an equal one."""
-    text: str = yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    settings = experiment.model_dump(mode="json")
+    text: str = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     return text
 
 

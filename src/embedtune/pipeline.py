@@ -140,6 +140,7 @@ def embed_tuned(run: TaskRun) -> None:
     for view in list_tuned_reads(run):
         for seed in run.experiment.seeds:
             for parts in list_tuned_parts(run):
+                run.record(adapter_step(view.model, parts, seed), adapter_key(run, view, parts, seed))
                 own_head = parts == TUNED_ON["end-to-end"]
                 needed = splits.rows("test") if own_head else splits.rows("train", "test")
                 read = view.model_copy(update={"layers": (-1,)}) if own_head else view
@@ -154,6 +155,7 @@ def fit(run: TaskRun) -> None:
     for arm in run.experiment.compare.arms:
 
         def compute(arm: str = arm) -> dict[str, Any]:
+            _require_adapters(run, arm)
             by_seed: dict[int, NDArray[np.float64]] = {}
             with measure() as cost:
                 for seed in run.experiment.seeds:
@@ -177,6 +179,8 @@ def compare(run: TaskRun) -> None:
     def compute() -> dict[str, Any]:
         test = splits.rows("test")
         y, groups = _encode(splits)[test], np.asarray(splits.groups)[test]
+        for arm in arms:
+            run.record(f"fit.{arm}", arm_key(run, arm))
         probabilities: dict[str, Any] = {
             arm: read_predictions(predictions_path(run, arm), splits) for arm in arms
         }
@@ -255,6 +259,15 @@ def run_stages(run: TaskRun, *, first: str = "prepare", last: str = "bundle", re
     for name in chosen:
         log.info("%s: %s", run.task, name)
         STAGES[name](run)
+
+
+def _require_adapters(run: TaskRun, arm: str) -> None:
+    """Make sure the arm's backbones were fine-tuned with the present settings."""
+    for view in list_tuned_reads(run) if arm in TUNED_ON else []:
+        for seed in run.experiment.seeds:
+            run.record(
+                adapter_step(view.model, TUNED_ON[arm], seed), adapter_key(run, view, TUNED_ON[arm], seed)
+            )
 
 
 def _fit_arm(run: TaskRun, splits: Splits, arm: str, seed: int) -> NDArray[np.float64]:

@@ -52,19 +52,19 @@ class TaskRun:
         """The prepared rows."""
         return read_splits(self.path / "data")
 
-    def record(self, step: str) -> dict[str, Any]:
+    def record(self, step: str, key: str | None = None) -> dict[str, Any]:
         """Return what an earlier step recorded.
 
         Raises
         ------
         RunFolderError
-            If it hasn't been done.
+            If it hasn't been done, or under another key than the one given.
         """
         record = self.folder.read_record(step)
-        if record is None:
+        if record is None or key not in (None, record["key"]):
             stage = step.split(".")[0]
             raise RunFolderError(
-                f"{self.path} has no finished '{stage}' stage: "
+                f"{self.path} has no finished '{stage}' stage for these settings: "
                 f"run `embedtune {stage} {self.path}` first, or the whole run."
             )
         return record
