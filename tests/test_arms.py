@@ -81,6 +81,12 @@ def test_compare_arms_rows_survive_strict_json():
     assert json.loads(json.dumps(rows, allow_nan=False)) == rows
 
 
+def test_compare_arms_few_resamples_can_still_find_a_clear_difference():
+    arms = {name: draw_arm(Y, 0.5 + 0.08 * i, seed=i) for i, name in enumerate(ARMS)}
+    rows = compare_arms(Y, arms, n_resamples=10)
+    assert {r["verdict"] for r in rows if (r["a"], r["b"]) == ("end-to-end", "floor")} == {"better"}
+
+
 def test_score_arm_per_class_mean_is_macro_f1_and_confusion_is_the_first_seed():
     probabilities = draw_arm(Y, 0.7, n_seeds=3)
     scores = score_arm(Y, probabilities, ["a", "b", "c"], n_resamples=20)
@@ -126,6 +132,7 @@ def test_write_verdict_better_names_points_interval_and_seconds():
 def test_write_verdict_unclear_difference_says_so():
     arms = {"frozen+": make_arm(0.8), "tuned": make_arm(0.79)}
     rows = [make_row("tuned", "frozen+", -0.0071, -0.02, 0.00001, "not distinguishable")]
+    assert "(90 % interval −2.0 to 0.0)" in write_verdict(arms, rows, confidence=0.9)
     assert write_verdict(arms, rows) == (
         "Not distinguishable: tuned scores 0.7 points of macro-F1 below frozen+ (95 % interval −2.0 to 0.0)."
     )

@@ -22,6 +22,9 @@ from embedtune.progress import track
 #: A comparison whose Holm-corrected p-value is below this is called better or worse.
 ALPHA = 0.05
 
+#: Comparisons resample at least this often: fewer could not bring a corrected p-value below ALPHA.
+MIN_RESAMPLES = 1000
+
 
 class Arm(NamedTuple):
     """One way to use labels and backbones.
@@ -158,7 +161,7 @@ def compare_arms(
     predictions : mapping of str to array-like of float, shape (n_seeds, n, n_labels)
         Probabilities by arm. Arms that no pair names are left out.
     groups, n_resamples, confidence, seed
-        As `embedtune.evaluate.significance.bootstrap_intervals`.
+        As `embedtune.evaluate.significance.bootstrap_intervals`; at least `MIN_RESAMPLES` are drawn.
 
     Returns
     -------
@@ -170,6 +173,7 @@ def compare_arms(
     names = dict.fromkeys(name for pair in pairs for name in pair)
     resamples: dict[str, Resamples] = {}
     first_seed: dict[str, Any] = {}
+    n_resamples = max(n_resamples, MIN_RESAMPLES)
     with track("Resampling test rows", len(names), unit="arms") as bar:
         for name in names:
             labels, probabilities = check_predictions(y, predictions[name])
@@ -201,6 +205,7 @@ def write_verdict(
     comparisons: Sequence[Mapping[str, Any]],
     *,
     metric: str = "macro_f1",
+    confidence: float = 0.95,
 ) -> str:
     """Say in a sentence whether fine-tuning is worth it on this task.
 
@@ -216,6 +221,8 @@ def write_verdict(
         From `compare_arms`.
     metric : str
         The metric the verdict is about.
+    confidence : float
+        Coverage the comparisons' intervals were made with.
     """
     tuned = [name for name in ("tuned", "end-to-end") if name in arms]
     if not tuned:
@@ -225,7 +232,8 @@ def write_verdict(
         against = [rows[name, control] for name in tuned if (name, control) in rows]
         if against:
             row = max(against, key=lambda row: float(arms[row["a"]][metric]["value"]))
-            return _say_comparison(row, metric=metric, seconds=_finetune_seconds(arms[row["a"]]))
+            seconds = _finetune_seconds(arms[row["a"]])
+            return _say_comparison(row, metric=metric, confidence=confidence, seconds=seconds)
     return "No verdict on fine-tuning: no frozen arm was run to set it against."
 
 
@@ -235,14 +243,14 @@ def _say_verdict(difference: float, p: float) -> str:
     return "better" if difference > 0 else "worse"
 
 
-def _say_comparison(row: Mapping[str, Any], *, metric: str, seconds: float | None) -> str:
+def _say_comparison(row: Mapping[str, Any], *, metric: str, confidence: float, seconds: float | None) -> str:
     opening = {"better": "Worth it", "worse": "Worse"}.get(row["verdict"], "Not distinguishable")
     points = 100 * row["difference"]
     side = "above" if points >= 0 else "below"
     name = {"macro_f1": "macro-F1"}.get(metric, metric)
     sentence = (
         f"{opening}: {row['a']} scores {abs(points):.1f} points of {name} {side} {row['b']} "
-        f"(95 % interval {_signed(100 * row['low'])} to {_signed(100 * row['high'])})"
+        f"({100 * confidence:g} % interval {_signed(100 * row['low'])} to {_signed(100 * row['high'])})"
     )
     if seconds is not None:
         sentence += f", for {_say_seconds(seconds)} of fine-tuning"

@@ -150,7 +150,8 @@ def draw_metric(
             "blue" if name == best else "grey",
         )
         for name, arm in arms.items()
-        if _is_measured(arm.get(metric))
+        # far below the others, the majority would squeeze them together
+        if _is_measured(arm.get(metric)) and (name != "majority" or len(arms) == 1)
     ]
     if not rows:
         return Markup("")
