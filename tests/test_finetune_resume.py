@@ -83,7 +83,7 @@ def test_fine_tune_killed_and_repeated_ends_with_equal_weights(
 def test_fine_tune_killed_after_an_early_stop_does_not_train_on(
     tiny_bert: Path, tmp_path: Path, finish: Any
 ) -> None:
-    order = {"model": str(tiny_bert), "settings": {"epochs": 9, "learning_rate": 1e-6, "patience": 1}}
+    order = {"model": str(tiny_bert), "settings": {"epochs": 9, "learning_rate": 0.05, "patience": 1}}
     undisturbed = finish({**order, "output_dir": str(tmp_path / "undisturbed")})
     n_epochs = len(read_finetuned(undisturbed).history)
     assert n_epochs < 9
