@@ -55,8 +55,10 @@ def read_delimited(text: str, *, name: str, delimiters: tuple[str, ...] = _DELIM
     with _cells_up_to(MAX_TEXT_CHARACTERS):
         parses = [_Parse.run(text, delimiter, quoting) for quoting in _QUOTINGS[:2]]
         spreadsheet, loose = parses
-        if loose.problem is None and (spreadsheet.problem or len(spreadsheet.rows) != len(loose.rows)):
-            # Every line has the header's width without quoting: a quote that spans lines is a stray one.
+        swallowed = delimiter == "\t" and len(spreadsheet.rows) != len(loose.rows)
+        if loose.problem is None and (spreadsheet.problem or swallowed):
+            # Every line has the header's width without quoting, so the quotes are stray ones. With tabs that
+            # holds even where quotes happen to close lines later: nobody quotes a tab.
             return loose.table()
         if spreadsheet.problem is None:
             return spreadsheet.table()

@@ -21,9 +21,11 @@ _MAX_COMPARED = 2000
 _MIN_COMPARED = 200
 #: How far apart in a shingle's list of texts (by length) two candidates may stand.
 _MAX_WINDOW = 1000
+_N_BITS = 256
 _CHUNK = 200_000
 
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 
 
 def fold_text(text: str) -> str:
@@ -160,6 +162,7 @@ def _compare_neighbours(
 ) -> IntArray:
     column, row, place = entries
     n = len(sizes)
+    bitmaps = _fold_bitmaps(shingles)
     clusters = np.arange(n)
     found = []
     here = np.arange(len(column))
@@ -178,12 +181,34 @@ def _compare_neighbours(
             most_shared = np.minimum(sizes[a] - place[here], sizes[b] - place[here + step])
             enough = most_shared * (1 + threshold) >= threshold * (sizes[a] + sizes[b]) - 1e-6
             apart = enough & (clusters[a] != clusters[b])
-            pairs = np.unique(np.minimum(a, b)[apart] * n + np.maximum(a, b)[apart])
+            a, b = a[apart], b[apart]
+            may_be = _may_be_similar(bitmaps, sizes, a, b, threshold)
+            pairs = np.unique(np.minimum(a, b)[may_be] * n + np.maximum(a, b)[may_be])
             near = _keep_similar(shingles, sizes, np.stack((pairs // n, pairs % n), axis=1), threshold)
             if len(near):
                 found.append(near)
                 clusters = join_clusters(n, found)
     return np.concatenate(found) if found else np.empty((0, 2), dtype=np.int64)
+
+
+def _fold_bitmaps(shingles: sparse.csr_array) -> npt.NDArray[np.uint64]:
+    """Fold every text's shingle set into `_N_BITS` bits: each the parity of its share of the shingles."""
+    bit = (np.arange(shingles.shape[1], dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(56)
+    folding = sparse.csr_array(
+        (np.ones(len(bit), dtype=np.float32), (np.arange(len(bit)), bit.astype(np.int64))),
+        shape=(shingles.shape[1], _N_BITS),
+    )
+    parity = (shingles @ folding).toarray().astype(np.uint32) & 1
+    return np.packbits(parity.astype(np.uint8), axis=1).view(np.uint64)
+
+
+def _may_be_similar(
+    bitmaps: npt.NDArray[np.uint64], sizes: IntArray, a: IntArray, b: IntArray, threshold: float
+) -> BoolArray:
+    """Rule out pairs whose bitmaps differ in more bits than their sets may differ in shingles."""
+    n_differing = np.bitwise_count(bitmaps[a] ^ bitmaps[b]).sum(axis=1, dtype=np.int64)
+    possible: BoolArray = n_differing * (1 + threshold) <= (1 - threshold) * (sizes[a] + sizes[b]) + 1e-6
+    return possible
 
 
 def _keep_similar(shingles: sparse.csr_array, sizes: IntArray, pairs: IntArray, threshold: float) -> IntArray:
