@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-_WIDTH = 520
+_WIDTH = 440
 _ROW_HEIGHT = 30
 _CHARACTER_WIDTH = 7.4  # of the 13-pixel label font, a little generous
 
@@ -57,7 +57,7 @@ def draw_whiskers(
         A value marked by a vertical line, such as 0 for differences.
     """
     left = 12 + _CHARACTER_WIDTH * min(26, max(len(row.label) for row in rows))
-    right = 16 + _CHARACTER_WIDTH * max(len(row.text) for row in rows)
+    right = 18 + 1.15 * _CHARACTER_WIDTH * max(len(row.text) for row in rows)
     ends = [end for row in rows for end in (row.low, row.high, row.value)]
     ticks = choose_ticks(
         min(ends + [reference] if reference is not None else ends),
