@@ -150,14 +150,32 @@ def _make_results(
 
 def _make_audit(labels: tuple[str, ...], texts: tuple[str, ...]) -> dict[str, Any]:
     return {
-        "n_read": 12_345,
-        "n_empty_dropped": 3,
-        "n_duplicates_merged": 41,
-        "n_near_duplicate_clusters": 17,
-        "leaks": {"exact": 0, "near": 2},
-        "conflicts": [{"text": texts[0], "labels": list(labels[:2])}],
-        "per_class": dict.fromkeys(labels, 400),
-        "share_test": 0.2,
+        "schema": 1,
+        "name": "headlines",
+        "fingerprint": "ae24194425eafb3717269ac4202745267ff938cf218fcb4852565e8cfd9b2db5",
+        "settings": {"tune_fraction": 0.3, "max_rows": None},
+        "own_test_rows": False,
+        "rows": {
+            "read": 12_345,
+            "empty": 3,
+            "conflicting": 2,
+            "merged": 41,
+            "leaked": 0,
+            "sampled_out": 0,
+            "kept": 12_299,
+        },
+        "classes": {label: {"tune": 1, "train": 1, "test": 1, "total": 3} for label in labels},
+        "characters": {"min": 12, "median": 92.0, "mean": 91.8, "p95": 114.39999999999986, "max": 5000},
+        "n_clusters": 1201,
+        "n_conflicts": 1,
+        "conflicts": [{"text": texts[0], "rows": [4, 17], "labels": list(labels[:2])}],
+        "near_duplicates": {
+            "threshold": 0.8,
+            "n_clusters": 17,
+            "largest": [{"size": 2, "rows": [5, 9], "labels": [labels[0]], "texts": list(texts[:2])}],
+        },
+        "leaks": [],
+        "odd_key": dict.fromkeys(labels, 1),
     }
 
 

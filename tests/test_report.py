@@ -8,6 +8,8 @@ from html.parser import HTMLParser
 
 import pytest
 
+from embedtune.data.dataset import TextDataset
+from embedtune.data.prepare import prepare_splits
 from embedtune.errors import RunFolderError
 from embedtune.report.build import build_report, cut_text
 from embedtune.report.content import read_run
@@ -245,29 +247,38 @@ def test_draw_curves_single_layer_is_drawn():
     assert "nan" not in svg
 
 
-def test_describe_audit_sorts_entries_by_shape():
+def test_describe_audit_names_known_entries_and_keeps_unknown_ones():
     described = describe_audit(
         {
-            "n_read": 1234,
-            "leaks": {"n_near": 2},
+            "schema": 1,
+            "rows": {"read": 1234, "new_kind": 2},
             "odd_key": None,
-            "conflicts": [{"text": "a"}] * 12,
-            "empty": [],
+            "conflicts": [{"text": "a", "labels": ["x", "y"]}] * 12,
+            "leaks": [],
+            "many": {str(i): i for i in range(11)},
         }
     )
-    assert described["facts"] == [
-        ("Rows read", "1,234"),
-        ("Leaks between the parts: near", "2"),
-        ("odd key", "–"),
-        ("empty", "none"),
-    ]
-    ((name, entries, n),) = described["examples"]
-    assert (name, entries[0], len(entries), n) == ("Texts with conflicting labels", "text: a", 10, 12)
+    assert described["facts"] == [("Rows read", "1,234"), ("rows: new kind", "2"), ("odd key", "–")]
+    conflicts, many = described["examples"]
+    assert conflicts == ("Texts with conflicting labels", ["text: a; labels: x · y"] * 10, 12)
+    assert (many[0], many[1][-1], many[2]) == ("many", "9: 9", 11)
+
+
+def test_describe_audit_has_words_for_all_that_prepare_finds():
+    texts = [f"{word} {n} headlines about gold" for n in range(40) for word in ("two", "three", "ten")]
+    dataset = TextDataset(tuple(texts + texts[:3]), tuple("ab"[i % 2] for i in range(123)))
+    _, audit = prepare_splits(dataset)
+    described = describe_audit(audit)
+    names = [name for name, _ in described["facts"]] + [name for name, _, _ in described["examples"]]
+    assert "Rows read" in names
+    assert [name for name in names if name[0].islower()] == []
 
 
 def test_format_value_reads_well():
-    shown = [format_value(value) for value in (None, True, 12345, 0.123456, 2000.0, [1, 2], {"a": 1}, "x")]
-    assert shown == ["–", "yes", "12,345", "0.123", "2,000", "1, 2", "a: 1", "x"]
+    shown = [
+        format_value(value) for value in (None, True, 12345, 0.123456, 2000.0, [1, 2], {"a": 1, "b": 2}, "x")
+    ]
+    assert shown == ["–", "yes", "12,345", "0.123", "2,000", "1 · 2", "a: 1; b: 2", "x"]
 
 
 def test_cut_text_is_never_longer_than_asked():

@@ -24,18 +24,35 @@ _KEYS = {
     "mcc": "MCC",
     "log_loss": "log loss",
     "calibration_error": "calibration error",
-    "n_read": "Rows read",
-    "n_dropped": "Rows without text or label, dropped",
-    "n_empty_dropped": "Empty rows dropped",
-    "n_duplicates_merged": "Exact duplicates merged",
+}
+
+#: Entries of audit.json that the report shows elsewhere: in the rows-per-label table and in config.yaml.
+_SHOWN_ELSEWHERE = frozenset({"schema", "name", "settings", "parts", "classes"})
+
+_AUDIT_KEYS = {
+    "fingerprint": "Fingerprint of the data",
+    "own_test_rows": "Test rows given by the source",
+    "rows.read": "Rows read",
+    "rows.empty": "Rows dropped: no text or no label",
+    "rows.conflicting": "Rows dropped: one text, different labels",
+    "rows.merged": "Rows merged into an equal one",
+    "rows.leaked": "Rows dropped: near-copy of a test row",
+    "rows.sampled_out": "Rows left out by max_rows",
+    "rows.kept": "Rows kept",
+    "characters.min": "Characters: shortest text",
+    "characters.median": "Characters: median",
+    "characters.mean": "Characters: mean",
+    "characters.p95": "Characters: 95 % have at most",
+    "characters.max": "Characters: longest text",
+    "n_clusters": "Groups that no split divides",
     "n_conflicts": "Texts with conflicting labels",
     "conflicts": "Texts with conflicting labels",
-    "n_near_duplicate_clusters": "Clusters of near-duplicates",
-    "near_duplicate_clusters": "Clusters of near-duplicates",
-    "leaks": "Leaks between the parts",
-    "n_leaks": "Leaks between the parts",
-    "per_class": "Rows per label",
-    "fingerprint": "Fingerprint of the data",
+    "near_duplicates.threshold": "Near-duplicates: similarity from",
+    "near_duplicates.n_clusters": "Near-duplicates: clusters",
+    "near_duplicates.n_rows": "Near-duplicates: rows in them",
+    "near_duplicates.n_clusters_of_several_labels": "Near-duplicates: clusters with several labels",
+    "near_duplicates.largest": "Largest clusters of near-duplicates",
+    "leaks": "Rows dropped as near-copies of test rows",
 }
 
 
@@ -55,11 +72,11 @@ def format_value(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:,.0f}" if value == int(value) and abs(value) >= 1000 else f"{value:.3g}"
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
     if isinstance(value, list | tuple):
-        return ", ".join(format_value(entry) for entry in value)
+        return " · ".join(format_value(entry) for entry in value)
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {format_value(entry)}" for key, entry in value.items())
+        return "; ".join(f"{key}: {format_value(entry)}" for key, entry in value.items())
     return str(value)
 
 
@@ -70,44 +87,39 @@ def format_cost(key: str, value: int | float | str | None) -> str:
     if key == "peak_memory_bytes" and not isinstance(value, str):
         return f"{value / 1e6:,.0f}"
     if isinstance(value, float):
+        if value == 0:
+            return "0"
         return f"{value:,.0f}" if value >= 100 else f"{value:.2f}" if value < 1 else f"{value:.1f}"
     return format_value(value)
 
 
 def describe_audit(audit: Mapping[str, Any]) -> dict[str, Any]:
-    """Sort an audit's entries by shape.
+    """Put an audit's entries in words; entries without a known wording keep their key's words.
 
     Returns
     -------
     dict
-        ``facts``: (name, text) of scalars, and of mappings of scalars flattened one level;
-        ``examples``: (name, entries, number of all entries) of lists, the first `N_ENTRIES` shown.
+        ``facts``: (name, text) of scalars, nested ones too;
+        ``examples``: (name, entries, number of all entries) of lists and of large mappings, the first
+        `N_ENTRIES` entries shown; empty lists are left out.
     """
     facts: list[tuple[str, str]] = []
     examples: list[tuple[str, list[str], int]] = []
-    for key, value in audit.items():
-        if isinstance(value, list):
-            if value and not all(isinstance(entry, int | float) for entry in value):
-                examples.append((name_key(key), [format_value(e) for e in value[:N_ENTRIES]], len(value)))
-            else:
-                facts.append((name_key(key), format_value(value) or "none"))
-        elif isinstance(value, Mapping):
-            _describe_mapping(name_key(key), value, facts, examples)
+
+    def describe(path: str, value: Any) -> None:
+        name = _AUDIT_KEYS.get(path) or ": ".join(name_key(part) for part in path.split("."))
+        if isinstance(value, Mapping) and len(value) > N_ENTRIES:
+            value = [f"{key}: {format_value(entry)}" for key, entry in value.items()]
+        if isinstance(value, Mapping):
+            for key, entry in value.items():
+                describe(f"{path}.{key}", entry)
+        elif isinstance(value, list):
+            if value:
+                examples.append((name, [format_value(entry) for entry in value[:N_ENTRIES]], len(value)))
         else:
-            facts.append((name_key(key), format_value(value)))
+            facts.append((name, format_value(value)))
+
+    for key, value in audit.items():
+        if key not in _SHOWN_ELSEWHERE:
+            describe(str(key), value)
     return {"facts": facts, "examples": examples}
-
-
-def _describe_mapping(
-    name: str,
-    value: Mapping[str, Any],
-    facts: list[tuple[str, str]],
-    examples: list[tuple[str, list[str], int]],
-) -> None:
-    if not value:
-        facts.append((name, "none"))
-    elif len(value) > N_ENTRIES:
-        shown = [f"{key}: {format_value(entry)}" for key, entry in list(value.items())[:N_ENTRIES]]
-        examples.append((name, shown, len(value)))
-    else:
-        facts.extend((f"{name}: {name_key(str(key))}", format_value(entry)) for key, entry in value.items())
