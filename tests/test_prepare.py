@@ -388,7 +388,8 @@ def test_prepare_splits_class_small_after_merging() -> None:
     texts = make_texts(24)
     data = TextDataset(texts=(*texts, texts[23].upper()), labels=tuple("a" * 20 + "b" * 5), name="news")
     assert refuse(data) == (
-        "news has fewer than 5 rows after merging duplicates in class 'b' (4): add rows, merge classes or drop them."
+        "news has fewer than 5 rows after merging copies and dropping conflicts in class 'b' (4): "
+        "add rows, merge classes or drop them."
     )
 
 
@@ -404,7 +405,7 @@ def test_prepare_splits_class_in_one_group() -> None:
     groups = tuple("one" if i % 2 else f"g{i}" for i in range(60))
     assert refuse(make_dataset(60, 2, groups=groups)) == (
         "news: no row of 'b' is left for the tune rows, for near-duplicates and groups stay together. "
-        "Add rows of other origin, merge classes or drop them."
+        "Add rows of other origin, raise near_duplicate towards 1, or drop the class."
     )
 
 
@@ -436,3 +437,10 @@ def test_prepare_splits_too_many_labels() -> None:
 )
 def test_prepare_splits_setting_out_of_range(options: dict[str, float], message: str) -> None:
     assert refuse(make_dataset(30), **options) == message
+
+
+def test_prepare_splits_all_texts_conflicting() -> None:
+    data = TextDataset(texts=("Up", "up") * 10, labels=("a", "b") * 10, name="news")
+    assert refuse(data) == (
+        "news has no rows after merging copies and dropping conflicts: give rows with a text and a label."
+    )

@@ -64,7 +64,7 @@ def check_parts(splits: Splits, *, own_test: bool, name: str) -> None:
         if missing:
             raise DataError(
                 f"{name}: no row of {quote_names(missing)} is left for the {part} rows, for near-duplicates and "
-                "groups stay together. Add rows of other origin, merge classes or drop them."
+                "groups stay together. Add rows of other origin, raise near_duplicate towards 1, or drop the class."
             )
 
 

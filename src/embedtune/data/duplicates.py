@@ -22,7 +22,8 @@ _MIN_COMPARED = 200
 #: How far apart in a shingle's list of texts (by length) two candidates may stand.
 _MAX_WINDOW = 1000
 _N_BITS = 256
-_CHUNK = 200_000
+#: Shingles read at once when pairs are measured; bounds memory.
+_CHUNK_SHINGLES = 20_000_000
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -213,8 +214,9 @@ def _may_be_similar(
 
 def _keep_similar(shingles: sparse.csr_array, sizes: IntArray, pairs: IntArray, threshold: float) -> IntArray:
     kept = []
-    for start in range(0, len(pairs), _CHUNK):
-        chunk = pairs[start : start + _CHUNK]
+    n_at_once = max(_CHUNK_SHINGLES // int(sizes.mean() + 1), 1)
+    for start in range(0, len(pairs), n_at_once):
+        chunk = pairs[start : start + n_at_once]
         shared = shingles[chunk[:, 0]].multiply(shingles[chunk[:, 1]]).sum(axis=1)
         union = sizes[chunk].sum(axis=1) - shared
         kept.append(chunk[shared >= threshold * union - 1e-6])

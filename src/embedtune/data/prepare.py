@@ -65,7 +65,11 @@ def prepare_splits(
     usable = [i for i, text in enumerate(dataset.texts) if text.strip() and dataset.labels[i].strip()]
     check_labels([dataset.labels[i] for i in usable], name=name, when="as read")
     merged = merge_duplicates(dataset, usable)
-    check_labels([dataset.labels[i] for i in merged.rows], name=name, when="after merging duplicates")
+    check_labels(
+        [dataset.labels[i] for i in merged.rows],
+        name=name,
+        when="after merging copies and dropping conflicts",
+    )
     clusters = find_clusters(dataset, merged, threshold=near_duplicate)
     row_labels = [dataset.labels[i] for i in merged.rows]
     labels = np.unique(np.array(row_labels, dtype=object), return_inverse=True)[1].astype(np.int64)
