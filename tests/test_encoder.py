@@ -20,35 +20,21 @@ from sklearn.pipeline import FeatureUnion, make_pipeline
 
 import embedtune
 from embedtune.embed import backbone as backbone_module
-from embedtune.embed import encoder as module
 from embedtune.embed import forward
 from embedtune.embed.backbone import load_backbone
 from embedtune.embed.encoder import TransformerEncoder
-from embedtune.embed.store import EmbeddingStore
 from embedtune.errors import BackboneError, ConfigError, DataError, ResourceError
 from embedtune.progress import use_progress
+from encoder_cases import TEXTS, count_rows, encode
 from tiny_models import build_tiny_bert
 
 ARCHITECTURES = ["tiny_bert", "tiny_roberta", "tiny_llama"]
-TEXTS = [
-    "Gold settles lower.",
-    "",
-    "Operating profit rose to EUR 13.1 mn from EUR 8.7 mn, and costs fell by 5 %; the outlook is unchanged.",
-    "up",
-    "Sales were unchanged and the board proposes a dividend 🚀",
-    "shares jump after earnings beat",
-]
 SAMPLE = Path(embedtune.__file__).parent / "data" / "sample" / "sentiment.jsonl"
 
 
 @pytest.fixture(params=ARCHITECTURES)
 def tiny(request: pytest.FixtureRequest) -> Path:
     return request.getfixturevalue(request.param)
-
-
-def encode(model: Path | str, texts: Any = TEXTS, **settings: Any) -> np.ndarray:
-    settings = {"precision": "float32", "device": "cpu", **settings}
-    return TransformerEncoder(model, **settings).transform(texts)
 
 
 def encode_slowly(folder: Path, texts: list[str], *, layer: int, pooling: str, max_length: int) -> np.ndarray:
@@ -218,19 +204,6 @@ def test_transform_prefix_that_fills_max_length_counts_itself(tiny_bert: Path) -
 # How it is computed
 
 
-def count_rows(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """Record the rows of every forward pass."""
-    batches: list[list[int]] = []
-    run = forward.embed_batch
-
-    def record(backbone: Any, tokens: Any, rows: Any, **settings: Any) -> Any:
-        batches.append(rows.tolist())
-        return run(backbone, tokens, rows, **settings)
-
-    monkeypatch.setattr(forward, "embed_batch", record)
-    return batches
-
-
 def test_transform_runs_distinct_texts_once(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     batches = count_rows(monkeypatch)
     encoder = TransformerEncoder(tiny_bert, precision="float32")
@@ -319,121 +292,6 @@ def test_transform_several_threads_share_a_backbone(tiny_llama: Path) -> None:
         jobs = [(layer, pool.submit(encode, tiny_llama, layers=layer)) for layer in list(range(5)) * 4]
         for layer, job in jobs:
             np.testing.assert_array_equal(job.result(), expected[layer])
-
-
-# With a store
-
-
-def test_transform_with_store_gives_the_stored_half_precision_every_time(
-    tiny_bert: Path, tmp_path: Path
-) -> None:
-    exact = encode(tiny_bert, layers="last2")
-    first = encode(tiny_bert, layers="last2", store=tmp_path)
-    assert first.dtype == np.float32
-    np.testing.assert_array_equal(first, exact.astype(np.float16).astype(np.float32))
-    again = encode(tiny_bert, TEXTS[::-1], layers="last2", store=EmbeddingStore(tmp_path), batch_tokens=1)
-    np.testing.assert_array_equal(again[::-1], first)
-
-
-def test_transform_stored_texts_load_no_backbone(
-    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    encoder = TransformerEncoder(tiny_bert, layers=(0, 3), store=tmp_path)
-    first = encoder.transform(TEXTS)
-    monkeypatch.setattr(TransformerEncoder, "_load", lambda self: pytest.fail("loaded"))
-    np.testing.assert_array_equal(encoder.transform(TEXTS), first)
-    assert encoder.last_n_computed_ == 0
-    assert clone(encoder).set_params(layers=(3,)).transform([*TEXTS, TEXTS[0]]).shape == (len(TEXTS) + 1, 32)
-
-
-def test_transform_computes_only_texts_that_the_store_lacks(
-    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    encode(tiny_bert, TEXTS[:4], store=tmp_path)
-    batches = count_rows(monkeypatch)
-    encode(tiny_bert, TEXTS, store=tmp_path)
-    assert sorted(row for batch in batches for row in batch) == [4, 5]
-
-
-def test_transform_new_layers_are_added_to_the_store(tiny_bert: Path, tmp_path: Path) -> None:
-    encode(tiny_bert, layers=(3,), store=tmp_path / "store")
-    both = encode(tiny_bert, layers=(3, 1), store=tmp_path / "store")
-    np.testing.assert_array_equal(both, encode(tiny_bert, layers=(3, 1), store=tmp_path / "new"))
-    (row,) = EmbeddingStore(tmp_path / "store").list()
-    assert row.columns == ("layer_01_mean", "layer_03_mean")
-
-
-class Killed(BaseException):
-    pass
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("n_done", [0, 1, 4])
-@pytest.mark.parametrize("commit_texts", [1, 3, 2000])
-def test_transform_resumed_run_equals_an_undisturbed_one(
-    tiny_llama: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    precision: str,
-    n_done: int,
-    commit_texts: int,
-) -> None:
-    monkeypatch.setattr(module, "COMMIT_TEXTS", commit_texts)
-    texts = [" ".join(TEXTS[i % 6].split()[: 1 + i % 7]) + f" {i}" for i in range(40)]
-    settings: dict[str, Any] = {"layers": "all", "precision": precision, "batch_tokens": 90}
-    undisturbed = encode(tiny_llama, texts, store=tmp_path / "undisturbed", **settings)
-    run, done = forward.embed_batch, []
-
-    def run_until_killed(*args: Any, **kwargs: Any) -> Any:
-        if len(done) == n_done:
-            raise Killed
-        done.append(1)
-        return run(*args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(forward, "embed_batch", run_until_killed)
-        with pytest.raises(Killed):
-            encode(tiny_llama, texts, store=tmp_path / "killed", **settings)
-    batches = count_rows(monkeypatch)
-    resumed = encode(tiny_llama, texts, store=tmp_path / "killed", **settings)
-    n_batches = len(batches)
-    np.testing.assert_array_equal(resumed, undisturbed)
-    batches.clear()
-    encode(tiny_llama, texts, store=tmp_path / "third", **settings)
-    assert n_batches == len(batches) - n_done
-
-
-def test_transform_every_setting_that_changes_values_has_a_table_of_its_own(
-    tiny_bert: Path, tmp_path: Path
-) -> None:
-    other = build_tiny_bert(tmp_path / "weights" / tiny_bert.name, seed=3)
-    deeper = tmp_path / "config" / tiny_bert.name
-    shutil.copytree(tiny_bert, deeper)
-    config = json.loads((deeper / "config.json").read_text())
-    (deeper / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 0.1}))
-    words = tmp_path / "words" / tiny_bert.name
-    shutil.copytree(tiny_bert, words)
-    rules = json.loads((words / "tokenizer.json").read_text())
-    rules["normalizer"]["lowercase"] = False
-    (words / "tokenizer.json").write_text(json.dumps(rules))
-    variants: list[tuple[Path, dict[str, Any]]] = [
-        (tiny_bert, {}),
-        (tiny_bert, {"max_length": 16}),
-        (tiny_bert, {"prefix": "q: "}),
-        (tiny_bert, {"precision": "bfloat16"}),
-        (tiny_bert, {"adapter": other}),
-        (other, {}),
-        (deeper, {}),
-        (words, {}),
-    ]
-    store = EmbeddingStore(tmp_path / "store")
-    for n_tables, (model, settings) in enumerate(variants, start=1):
-        found = encode(model, store=store, **settings)
-        assert len(store.list()) == n_tables
-        exact = encode(model, **settings).astype(np.float16).astype(np.float32)
-        np.testing.assert_array_equal(found, exact)
-    encode(tiny_bert, store=store, batch_tokens=7, layers=(1, 2), pooling="max", device="auto")
-    assert len(store.list()) == len(variants)
 
 
 # As a scikit-learn transformer
