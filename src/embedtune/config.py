@@ -200,7 +200,7 @@ def apply_overrides(settings: dict[str, Any], overrides: Iterable[str]) -> dict[
     ConfigError
         If an override isn't ``key=value`` or its value isn't YAML.
     """
-    result = _copy(settings)
+    result: dict[str, Any] = _copy(settings)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not re.fullmatch(r"[\w.+-]+", key):
