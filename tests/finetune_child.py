@@ -90,8 +90,7 @@ def main(order: dict[str, Any]) -> None:
         device="cpu",
         batch_size=8,
         max_length=32,
-        validation_fraction=0.2,
-        **order["settings"],
+        **{"validation_fraction": 0.2, "precision": "float32", **order["settings"]},
     )
 
 

@@ -37,6 +37,8 @@ def tune(model: Path, output_dir: Path, **changes: Any) -> FineTuned:
         "batch_size": 8,
         "max_length": 32,
         "learning_rate": 1e-3,
+        "validation_fraction": 0.1,
+        "precision": "float32",
         "device": "cpu",
     }
     return fine_tune(model, changes.pop("texts", texts), **{**arguments, **changes})
@@ -133,7 +135,7 @@ def test_lora_on_attention_leaves_the_mlp_alone(tiny_llama: Path, tmp_path: Path
 
 def test_fine_tune_learns_an_easy_task(tiny_bert: Path, tmp_path: Path) -> None:
     texts, labels = make_rows(120)
-    found = tune(tiny_bert, tmp_path / "out", texts=texts, labels=labels, epochs=12, patience=12)
+    found = tune(tiny_bert, tmp_path / "out", texts=texts, labels=labels, epochs=12)
     assert found.macro_f1 is not None
     assert found.macro_f1 > 0.9
 
@@ -237,6 +239,7 @@ BAD = [
         ConfigError,
         "class_weight 'balance' is unknown (did you mean 'balanced'?): set it to 'balanced' or None.",
     ),
+    ({"patience": 0}, ConfigError, "patience 0 is out of range: set it to 1 or more."),
     ({"epochs": 0}, ConfigError, "epochs 0 is out of range: set it to 1 or more."),
     ({"learning_rate": 0.0}, ConfigError, "learning_rate 0.0 is out of range: set it above 0."),
     (
@@ -365,9 +368,13 @@ def test_read_finetuned_refuses_what_fine_tune_did_not_leave(
         read_finetuned(tmp_path / "out")
 
 
-def test_resolve_training_precision_auto_on_a_cpu_is_float32() -> None:
-    assert resolve_training_precision("auto", "cpu") == "float32"
-    assert resolve_training_precision("bfloat16", "cpu") == "bfloat16"
+@pytest.mark.parametrize(("has_bfloat16", "expected"), [(True, "bfloat16"), (False, "float32")])
+def test_resolve_training_precision_auto_follows_the_processor(
+    has_bfloat16: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedtune.embed.precision.multiplies_bfloat16", lambda: has_bfloat16)
+    assert resolve_training_precision("auto", "cpu") == expected
+    assert resolve_training_precision("float32", "cpu") == "float32"
 
 
 def test_fine_tune_in_bfloat16_keeps_float32_weights(tiny_bert: Path, tmp_path: Path) -> None:

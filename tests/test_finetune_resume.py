@@ -18,7 +18,7 @@ from embedtune.finetune.train import fine_tune
 from finetune_child import WORDS, main, make_rows
 
 # Six steps per epoch.
-THREE_EPOCHS = {"epochs": 3, "learning_rate": 1e-3, "patience": 3}
+THREE_EPOCHS = {"epochs": 3, "learning_rate": 1e-3}
 
 
 def run_child(order: dict[str, Any]) -> int:
@@ -95,6 +95,18 @@ def test_fine_tune_killed_after_an_early_stop_does_not_train_on(
     assert read_history(killed) == read_history(undisturbed)
 
 
+def test_fine_tune_killed_without_validation_ends_with_equal_weights(
+    tiny_bert: Path, tmp_path: Path, finish: Any
+) -> None:
+    settings = {**THREE_EPOCHS, "validation_fraction": 0.0, "precision": "bfloat16"}
+    order = {"model": str(tiny_bert), "settings": settings}
+    undisturbed = finish({**order, "output_dir": str(tmp_path / "undisturbed")})
+    killed = tmp_path / "killed"
+    assert run_child({**order, "output_dir": str(killed), "kill": {"step": 18}}) == -signal.SIGKILL
+    finish({**order, "output_dir": str(killed)})
+    assert read_results(killed) == read_results(undisturbed)
+
+
 def test_fine_tune_with_other_arguments_ignores_the_checkpoints_of_a_killed_call(
     tiny_bert: Path, tmp_path: Path, finish: Any
 ) -> None:
@@ -160,4 +172,5 @@ def test_has_stalled_counts_evaluations_since_the_best() -> None:
     epochs = make_epochs((0.8, 0.5), (0.9, 0.6), (0.9, 0.7), (0.7, 0.1))
     assert checkpoints.has_stalled(epochs, patience=2)
     assert not checkpoints.has_stalled(epochs, patience=3)
+    assert not checkpoints.has_stalled(epochs, patience=None)
     assert not checkpoints.has_stalled([], patience=1)

@@ -78,9 +78,11 @@ def find_best(epochs: Sequence[Epoch]) -> Epoch:
     return max(epochs, key=lambda epoch: (epoch.macro_f1, -epoch.log_loss))
 
 
-def has_stalled(epochs: Sequence[Epoch], *, patience: int) -> bool:
-    """Tell whether the last `patience` evaluations all failed to beat the best one."""
-    return bool(epochs) and len(epochs) - 1 - epochs.index(find_best(epochs)) >= patience
+def has_stalled(epochs: Sequence[Epoch], *, patience: int | None) -> bool:
+    """Tell whether the last `patience` evaluations all failed to beat the best one; None never stalls."""
+    if not epochs or patience is None:
+        return False
+    return len(epochs) - 1 - epochs.index(find_best(epochs)) >= patience
 
 
 def delete_spent(folder: Path, *, keep: set[int]) -> None:

@@ -31,7 +31,7 @@ class Settings:
     prefix: str
     dropout: float
     validation_fraction: float
-    patience: int
+    patience: int | None
     class_weight: str | None
     warmup_fraction: float
     weight_decay: float
@@ -63,6 +63,8 @@ def check_settings(settings: Settings) -> None:
     check_pooling(settings.pooling)
     for name in ("n_upper_layers", "lora_rank", "epochs", "batch_size", "max_length", "patience"):
         value = getattr(settings, name)
+        if name == "patience" and value is None:
+            continue
         if not isinstance(value, int) or value < 1:
             raise ConfigError(f"{name} {value!r} is out of range: set it to 1 or more.")
     for name in ("learning_rate", "head_learning_rate", "lora_alpha"):

