@@ -21,7 +21,13 @@ LAYERS = {
     "pipeline": 7, "predict": 7, "console": 8, "cli": 8, "__main__": 8,
 }  # fmt: skip
 #: Folders that must not know each other.
-STRANGERS = [("embed", "heads"), ("heads", "embed"), ("evaluate", "embed"), ("evaluate", "heads"), ("data", "embed")]
+STRANGERS = [
+    ("embed", "heads"),
+    ("heads", "embed"),
+    ("evaluate", "embed"),
+    ("evaluate", "heads"),
+    ("data", "embed"),
+]
 SEES_EXPERIMENT = {"config", "plan", "pipeline", "cli"}
 
 

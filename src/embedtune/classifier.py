@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.validation import check_is_fitted
+from threadpoolctl import threadpool_limits
 
 from embedtune.bundle import BundleParts, NamedEncoder, read_bundle, write_bundle
 from embedtune.embed.encoder import TransformerEncoder
@@ -97,7 +98,10 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         matrices = [encoder.transform(texts) for _, encoder in self.views_]
         X = _join(matrices)
         head = self._make_head() if isinstance(self.head, str) else clone(self.head)
-        self.head_ = head.fit(X, y) if groups is None else head.fit(X, y, groups=np.asarray(groups))
+        options = {} if groups is None else {"groups": np.asarray(groups)}
+        # NumPy, SciPy and torch each bring a thread pool; on a head's many small products they only wait for each other
+        with threadpool_limits(limits=1):
+            self.head_ = head.fit(X, y, **options)
         self.classes_ = self.head_.classes_
         return self
 

@@ -202,7 +202,7 @@ def compare(run: TaskRun) -> None:
             "arms": scores,
             "comparisons": comparisons,
             "best": max(contenders, key=lambda arm: float(scores[arm]["macro_f1"]["value"])),
-            "verdict": write_verdict(scores, comparisons),
+            "verdict": write_verdict(scores, comparisons, confidence=settings.confidence),
             "environment": describe_environment(command=run.command, seeds=run.experiment.seeds),
         }
         write_json(run.path / "results.json", results)
