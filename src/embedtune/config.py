@@ -100,8 +100,8 @@ class FinetuneConfig(_Part):
     epochs: int = Field(default=5, ge=1)
     learning_rate: float = Field(default=1e-4, gt=0)
     batch_size: int = Field(default=32, ge=1)
-    validation_fraction: Fraction = 0.1
-    patience: int = Field(default=2, ge=1)
+    validation_fraction: float = Field(default=0.0, ge=0, lt=1)
+    patience: int | None = Field(default=None, ge=1)
     class_weight: Literal["balanced"] | None = None
 
 

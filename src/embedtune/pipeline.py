@@ -313,7 +313,7 @@ def _build_end_to_end(run: TaskRun, seed: int) -> EmbedClassifier:
     parts = TUNED_ON["end-to-end"]
 
     def validated(view: TransformerView) -> float:
-        return float(run.record(adapter_step(view.model, parts, seed))["result"]["validation_macro_f1"])
+        return run.record(adapter_step(view.model, parts, seed))["result"]["validation_macro_f1"] or 0.0
 
     view = max(list_tuned_reads(run), key=validated)
     adapter = adapter_dir(run, view.model, parts, seed)
