@@ -256,7 +256,7 @@ def _read_experiment(words: list[str], source: dict[str, Any]) -> Experiment:
         raise ConfigError(
             f"{len(names)} recipes named ({', '.join(names)}): name one, and write settings as key=value."
         )
-    recipe = names[0] if names else "demo"
+    recipe = names[0] if names else "default" if source else "demo"
     settings = read_settings(recipe)
     if source:
         if "source" not in source and "task" in source:
