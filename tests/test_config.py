@@ -29,7 +29,7 @@ def test_shipped_recipe_survives_dump_and_read(recipe: str, tmp_path: Path) -> N
 
 
 def test_apply_overrides_leaves_the_settings_given_alone() -> None:
-    settings = read_settings("demo")
+    settings = read_settings("default")
     changed = apply_overrides(
         settings, ["finetune.learning_rate=2e-5", "seeds=[1, 2]", "fit.class_weight=null"]
     )

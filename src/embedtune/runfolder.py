@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,17 +31,15 @@ def digest(*parts: Any) -> str:
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader, or a killed writer, sees the old or the new one and nothing between."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        try:
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with scratch.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -53,8 +50,8 @@ def write_json(path: Path, value: Any) -> None:
 @contextmanager
 def replace_dir(path: Path) -> Iterator[Path]:
     """Fill a temporary folder that takes `path`'s place when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.mkdir(parents=True)
     try:
         yield scratch
         if path.exists():
