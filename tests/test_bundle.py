@@ -72,8 +72,8 @@ def test_changed_file_is_refused(bundle: Path) -> None:
 
 
 def test_missing_file_is_refused(bundle: Path) -> None:
-    (bundle / "view-words.skops").unlink()
-    assert fail(bundle) == f"{bundle} lacks its file view-words.skops: copy the whole bundle again."
+    (bundle / "view-words.json").unlink()
+    assert fail(bundle) == f"{bundle} lacks its file view-words.json: copy the whole bundle again."
 
 
 def test_newer_schema_is_refused(bundle: Path) -> None:

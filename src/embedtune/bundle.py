@@ -4,7 +4,7 @@
 
     bundle.json       schema, labels, views, head, the hash of every other file, and what the run said of it
     head.skops        the fitted head
-    view-NAME.skops   views that learned something (lexical)
+    view-NAME.json    the n-grams a lexical view learned
     adapters/NAME/    fine-tuned weights of a backbone, as `fine_tune` wrote them
 
 Backbones themselves stay where they are: the bundle names each with the hash of its weights and refuses others.
@@ -33,7 +33,7 @@ SCHEMA = 1
 
 #: Parameters of a TransformerEncoder that are the reader's machine's business, not the classifier's.
 _LOCAL_PARAMS = ("store", "adapter", "device", "batch_tokens")
-_TRUSTED_PREFIXES = ("embedtune.heads.", "embedtune.embed.lexical.", "sklearn.", "numpy.", "scipy.sparse.")
+_TRUSTED_PREFIXES = ("embedtune.heads.", "sklearn.", "numpy.", "scipy.sparse.")
 
 NamedEncoder = tuple[str, Any]
 
@@ -151,8 +151,6 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _write_view(name: str, encoder: Any, folder: Path) -> dict[str, Any]:
-    import skops.io
-
     if isinstance(encoder, TransformerEncoder):
         params = {key: value for key, value in encoder.get_params().items() if key not in _LOCAL_PARAMS}
         view = {"name": name, "kind": "transformer", "params": _plain(params), "backbone": _identify(encoder)}
@@ -168,8 +166,9 @@ def _write_view(name: str, encoder: Any, folder: Path) -> dict[str, Any]:
     if isinstance(encoder, StaticEncoder):
         return {"name": name, "kind": "static", "params": _plain(encoder.get_params())}
     if isinstance(encoder, LexicalEncoder):
-        skops.io.dump(encoder, folder / f"view-{name}.skops")
-        return {"name": name, "kind": "lexical", "file": f"view-{name}.skops"}
+        write_json(folder / f"view-{name}.json", encoder.dump_vocabulary())
+        params = _plain(encoder.get_params())
+        return {"name": name, "kind": "lexical", "params": params, "file": f"view-{name}.json"}
     raise BundleError(
         f"view '{name}' is a {type(encoder).__name__}, which a bundle can't hold: "
         "use TransformerEncoder, StaticEncoder or LexicalEncoder."
@@ -177,11 +176,12 @@ def _write_view(name: str, encoder: Any, folder: Path) -> dict[str, Any]:
 
 
 def _read_view(view: dict[str, Any], path: Path, *, store: Any, device: str) -> Any:
-    if view["kind"] == "lexical":
-        return _load_skops(path / view["file"])
     params: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in view["params"].items()
     }
+    if view["kind"] == "lexical":
+        vocabulary = json.loads((path / view["file"]).read_text(encoding="utf-8"))
+        return LexicalEncoder(**params).load_vocabulary(vocabulary)
     if view["kind"] == "static":
         return StaticEncoder(**params).fit([])
     adapter = str(path / view["adapter"]) if "adapter" in view else None

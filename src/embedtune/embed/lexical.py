@@ -86,26 +86,46 @@ class LexicalEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             return sp.csr_matrix((0, sum(self.widths_)), dtype=np.float32)
         return _join(self.words_.transform(texts), self.characters_.transform(texts))
 
+    def dump_vocabulary(self) -> dict[str, dict[str, list[Any]]]:
+        """Return what `fit` learned, JSON-able: each block's ``terms``, in column order, and their ``idf``."""
+        check_is_fitted(self)
+        return {
+            name: {"terms": vectorizer.get_feature_names_out().tolist(), "idf": vectorizer.idf_.tolist()}
+            for name, vectorizer in (("words", self.words_), ("characters", self.characters_))
+        }
+
+    def load_vocabulary(self, vocabulary: dict[str, dict[str, list[Any]]]) -> Self:
+        """Take what `dump_vocabulary` returned, instead of fitting."""
+        self.words_, self.characters_ = self._make_vectorizer(), self._make_vectorizer(characters=True)
+        for name, vectorizer in (("words", self.words_), ("characters", self.characters_)):
+            terms = vocabulary[name]["terms"]
+            vectorizer.vocabulary = {term: column for column, term in enumerate(terms)}
+            vectorizer.idf_ = np.asarray(vocabulary[name]["idf"], dtype=np.float32)
+        self.widths_ = (len(vocabulary["words"]["terms"]), len(vocabulary["characters"]["terms"]))
+        return self
+
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.string = True
         tags.input_tags.two_d_array = False
         return tags
 
+    def _make_vectorizer(self, *, characters: bool = False, **settings: Any) -> TfidfVectorizer:
+        if characters:
+            settings |= {"analyzer": "char_wb", "ngram_range": self.character_ngrams}
+        else:
+            # One-letter words, signs and figures count too: "$", "%", "5".
+            settings |= {"token_pattern": r"(?u)\w+|[^\w\s]", "ngram_range": self.word_ngrams}
+        return TfidfVectorizer(sublinear_tf=True, dtype=np.float32, lowercase=True, **settings)
+
     def _fit(self, X: Sequence[str]) -> sp.csr_matrix:
         texts = check_texts(X)
         settings: dict[str, Any] = {
-            "sublinear_tf": True,
-            "dtype": np.float32,
-            "lowercase": True,
             "min_df": min(self.min_texts, max(len(texts), 1)),
             "max_features": self.max_features,
         }
-        # One-letter words, signs and figures count too: "$", "%", "5".
-        self.words_ = TfidfVectorizer(
-            ngram_range=self.word_ngrams, token_pattern=r"(?u)\w+|[^\w\s]", **settings
-        )
-        self.characters_ = TfidfVectorizer(analyzer="char_wb", ngram_range=self.character_ngrams, **settings)
+        self.words_ = self._make_vectorizer(**settings)
+        self.characters_ = self._make_vectorizer(characters=True, **settings)
         try:
             words, characters = self.words_.fit_transform(texts), self.characters_.fit_transform(texts)
         except ValueError as error:
