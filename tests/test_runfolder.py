@@ -61,12 +61,34 @@ def test_forget_drops_one_stage_only(tmp_path: Path) -> None:
 
 def test_folder_of_another_experiment_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run"
-    RunFolder(path, identity="a: x.csv")
+    RunFolder(path, identity="a: x.csv").run_step("prepare", "k", dict)
     with pytest.raises(RunFolderError) as caught:
         RunFolder(path, identity="b: y.csv")
     assert str(caught.value) == (
         f"{path} holds another experiment (a: x.csv), and this is b: y.csv: choose another --out, or delete it."
     )
+
+
+def test_folder_belongs_to_nobody_until_a_step_is_finished(tmp_path: Path) -> None:
+    """A run that failed on its first column name can be repeated with the right one."""
+    path = tmp_path / "run"
+
+    def fail() -> dict[str, int]:
+        raise RuntimeError("no such column")
+
+    with pytest.raises(RuntimeError):
+        RunFolder(path, identity="a: text").run_step("prepare", "k", fail)
+    (path / "config.yaml").write_text("name: a")
+    RunFolder(path, identity="a: body").run_step("prepare", "k", dict)
+    with pytest.raises(RunFolderError, match="holds another experiment"):
+        RunFolder(path, identity="a: text")
+
+
+def test_first_finished_task_claims_the_folder_of_all_tasks(tmp_path: Path) -> None:
+    whole = RunFolder(tmp_path / "run", identity="demo: x, y")
+    RunFolder(whole.path / "x", identity="demo/x", inside=whole).run_step("prepare", "k", dict)
+    with pytest.raises(RunFolderError, match="holds another experiment"):
+        RunFolder(whole.path, identity="demo: x, z")
 
 
 def test_folder_with_other_files_is_refused(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import shlex
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import embedtune
-from embedtune.errors import ConfigError, EmbedtuneError, ResourceError, RunFolderError
+from embedtune.disk import is_disk_full
+from embedtune.errors import ConfigError, EmbedtuneError, RunFolderError
 
 if TYPE_CHECKING:
     from embedtune.config import Experiment
@@ -349,7 +349,10 @@ def _open_folders(run_folder: Any, experiment: Experiment, out: Path) -> dict[st
     whole = run_folder(out, identity=f"{experiment.name}: {names}")
     if len(experiment.tasks) == 1:
         return dict.fromkeys(experiment.tasks, whole)
-    return {task: run_folder(out / task, identity=f"{experiment.name}/{task}") for task in experiment.tasks}
+    return {
+        task: run_folder(out / task, identity=f"{experiment.name}/{task}", inside=whole)
+        for task in experiment.tasks
+    }
 
 
 def _check_stages(first: str, last: str) -> None:
@@ -396,12 +399,11 @@ def _report_errors(debug: bool) -> Iterator[None]:
 def _explain(error: Exception) -> str:
     if isinstance(error, OSError) and not isinstance(error, EmbedtuneError):
         where = f" ({error.filename})" if error.filename else ""
-        if error.errno == errno.ENOSPC:
-            error = ResourceError(
-                f"the disk is full{where}: free some space and give the same command again; what was finished is kept."
+        if is_disk_full(error):
+            return (
+                f"the disk is full{where}: free some space and give the same command again; nothing was lost."
             )
-        else:
-            return f"{error.strerror or error}{where}: check that the path exists and that you may use it."
+        return f"{error.strerror or error}{where}: check that the path exists and that you may use it."
     return " ".join(str(error).split())
 
 

@@ -256,9 +256,18 @@ def run_stages(run: TaskRun, *, first: str = "prepare", last: str = "bundle", re
     if redo:
         for name in chosen:
             run.folder.forget(name)
+    if set(chosen) - {"prepare", "compare", "report", "bundle"}:
+        _check_views(run)
     for name in chosen:
         log.info("%s: %s", run.task, name)
         STAGES[name](run)
+
+
+def _check_views(run: TaskRun) -> None:
+    """Refuse a backbone, layer or length that can't be used before anything long starts."""
+    for view in run.experiment.embed.views.values():
+        if isinstance(view, TransformerView):
+            _build_encoder(run, view, adapter=None).layers_  # noqa: B018 reading it checks every setting
 
 
 def _require_adapters(run: TaskRun, arm: str) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from embedtune.disk import explain_full_disk
 from embedtune.errors import RunFolderError
 
 _STATE = ".state"
@@ -91,7 +92,10 @@ class RunFolder:
     path : Path
         Made when missing.
     identity : str
-        Says which experiment on which data the folder is for; a folder with another identity is refused.
+        Says which experiment on which data the folder is for; a folder with another identity is refused. It is
+        written with the first finished step: until then nothing would be lost to another experiment.
+    inside : RunFolder, optional
+        The folder of an experiment of several tasks that this task's folder lies in.
 
     Raises
     ------
@@ -99,12 +103,12 @@ class RunFolder:
         If `path` is a file, holds something else, or belongs to another experiment.
     """
 
-    def __init__(self, path: Path, *, identity: str) -> None:
-        self.path = path
-        stamp = path / _STATE / "identity.json"
+    def __init__(self, path: Path, *, identity: str, inside: RunFolder | None = None) -> None:
+        self.path, self.identity, self.inside = path, identity, inside
+        stamp = self._identity_path
         if path.exists() and not path.is_dir():
             raise RunFolderError(f"{path} is a file, and a run needs a folder: choose another --out.")
-        if not stamp.exists() and path.is_dir() and any(path.iterdir()):
+        if path.is_dir() and not (path / _STATE).is_dir() and any(path.iterdir()):
             raise RunFolderError(f"{path} is not empty and holds no run: choose another --out, or empty it.")
         if stamp.exists():
             held = json.loads(stamp.read_text(encoding="utf-8"))["identity"]
@@ -113,8 +117,7 @@ class RunFolder:
                     f"{path} holds another experiment ({held}), and this is {identity}: "
                     "choose another --out, or delete it."
                 )
-        else:
-            write_json(stamp, {"identity": identity})
+        (path / _STATE).mkdir(parents=True, exist_ok=True)
 
     def read_record(self, step: str) -> dict[str, Any] | None:
         """Return what `step` recorded when it last finished, whatever its key, or None."""
@@ -127,15 +130,33 @@ class RunFolder:
     def run_step(
         self, step: str, key: str, compute: Callable[[], dict[str, Any]], *, outputs: Sequence[Path] = ()
     ) -> dict[str, Any]:
-        """Return `step`'s result: the recorded one when `key` and `outputs` still stand, else a newly computed one."""
+        """Return `step`'s result: the recorded one when `key` and `outputs` still stand, else a newly computed one.
+
+        Raises
+        ------
+        ResourceError
+            If the disk is full.
+        """
         record = self.read_record(step)
         if record is not None and record["key"] == key and all(path.exists() for path in outputs):
             result: dict[str, Any] = record["result"]
             return result
         self._record_path(step).unlink(missing_ok=True)
-        result = compute()
-        write_json(self._record_path(step), {"key": key, "result": result})
+        with explain_full_disk(self.path):
+            result = compute()
+            self._claim()
+            write_json(self._record_path(step), {"key": key, "result": result})
         return result
+
+    def _claim(self) -> None:
+        if self.inside is not None:
+            self.inside._claim()
+        if not self._identity_path.exists():
+            write_json(self._identity_path, {"identity": self.identity})
+
+    @property
+    def _identity_path(self) -> Path:
+        return self.path / _STATE / "identity.json"
 
     def forget(self, stage: str) -> None:
         """Drop the records of a stage's steps, so that they are done again."""

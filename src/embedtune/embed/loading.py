@@ -10,6 +10,7 @@ from typing import Any
 
 import transformers
 from huggingface_hub import errors as hub_errors
+from huggingface_hub.utils import logging as hub_logging
 from transformers.utils import logging as transformers_logging
 
 from embedtune.embed.checkpoints import PACKAGED
@@ -149,8 +150,9 @@ def _walk_causes(error: BaseException | None) -> Iterator[BaseException]:
 
 @contextlib.contextmanager
 def _quietly(source: Path | str) -> Iterator[None]:
-    """Hold back transformers' own load reports; a download keeps its progress bar."""
-    verbosity = transformers_logging.get_verbosity()
+    """Hold back the libraries' own reports; a download keeps its progress bar."""
+    verbosity, hub_verbosity = transformers_logging.get_verbosity(), hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()
     shows_bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     if isinstance(source, Path):
@@ -159,5 +161,6 @@ def _quietly(source: Path | str) -> Iterator[None]:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
+        hub_logging.set_verbosity(hub_verbosity)
         if shows_bars:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

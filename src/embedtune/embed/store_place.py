@@ -11,12 +11,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from embedtune.disk import is_disk_full
 from embedtune.embed.store_key import StoreKey
 from embedtune.errors import EmbedtuneError, MissingExtraError, ResourceError, StoreError
 
 LOCK_TIMEOUT = 600.0  # seconds; an append takes well under one
 TOUCH_AFTER = timedelta(minutes=10)
-_DISK_FULL = re.compile(r"no space left|disk quota exceeded|os error (28|122)\b", re.IGNORECASE)
 
 
 def import_lance() -> Any:
@@ -231,7 +231,7 @@ def explain_storage_errors(place: Place) -> Iterator[None]:
     except EmbedtuneError:
         raise
     except (OSError, ValueError, RuntimeError) as error:
-        if _DISK_FULL.search(str(error)):
+        if is_disk_full(error):
             raise ResourceError(
                 f"no space left for the embedding store in '{place.root}': free some "
                 "(`embedtune store prune`) or set EMBEDTUNE_STORE to a larger disk, then run the same "
