@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from embedtune.errors import RunFolderError
-from embedtune.runfolder import RunFolder, lock_folder, replace_dir, write_json
+from embedtune.files import replace_dir, write_json
+from embedtune.runfolder import RunFolder, lock_folder
 
 
 def test_run_step_with_the_same_key_is_not_done_again(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ Backbones themselves stay where they are: the bundle names each with the hash of
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ from embedtune.embed.encoder import TransformerEncoder
 from embedtune.embed.lexical import LexicalEncoder
 from embedtune.embed.static import StaticEncoder
 from embedtune.errors import BundleError
-from embedtune.runfolder import replace_dir, write_json
+from embedtune.files import link_or_copy, replace_dir, write_json
 
 SCHEMA = 1
 
@@ -119,14 +118,6 @@ def read_bundle(path: str | Path, *, store: Any = None, device: str = "auto") ->
     views = [(view["name"], _read_view(view, path, store=store, device=device)) for view in manifest["views"]]
     head = _load_skops(path / manifest["head"]["file"])
     return BundleParts(views=views, head=head, labels=manifest["labels"], notes=manifest["notes"])
-
-
-def link_or_copy(source: str, target: str) -> None:
-    """Hard-link a file where the disk allows it, else copy it; weights are large and never edited in place."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import embedtune
-from embedtune.disk import is_disk_full
 from embedtune.errors import ConfigError, EmbedtuneError, RunFolderError
+from embedtune.files import is_disk_full, write_text
 
 if TYPE_CHECKING:
     from embedtune.config import Experiment
@@ -304,7 +304,7 @@ def _run(
     """Run the stages of every task; `first` None means all of them, each only as far as it isn't done."""
     from embedtune.config import dump_experiment
     from embedtune.console import make_console, print_results, write_log
-    from embedtune.runfolder import RunFolder, lock_folder, write_text
+    from embedtune.runfolder import RunFolder, lock_folder
 
     _check_stages(first or "prepare", last)
     console = make_console()

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedtune.bundle import link_or_copy
 from embedtune.classifier import EmbedClassifier
 from embedtune.config import LexicalView, StaticView, TransformerView
 from embedtune.data.prepare import fingerprint, prepare_splits
@@ -29,6 +28,7 @@ from embedtune.embed.static import StaticEncoder
 from embedtune.embed.store import EmbeddingStore
 from embedtune.evaluate.arms import ARMS, compare_arms, score_arm, write_verdict
 from embedtune.evaluate.cost import measure
+from embedtune.files import link_or_copy, replace_dir, write_json
 from embedtune.finetune.saved import read_finetuned
 from embedtune.finetune.train import fine_tune
 from embedtune.heads.probe import probe_blocks
@@ -50,7 +50,7 @@ from embedtune.plan import (
 from embedtune.predictions import read_predictions, write_predictions
 from embedtune.report.build import build_report
 from embedtune.results import describe_environment, sum_costs
-from embedtune.runfolder import digest, replace_dir, write_json
+from embedtune.runfolder import digest
 
 log = logging.getLogger(__name__)
 

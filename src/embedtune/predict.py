@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from embedtune.classifier import load_bundle
 from embedtune.data.columns import TEXT_NAMES, find_column, read_texts
 from embedtune.data.tables import read_table
 from embedtune.errors import DataError
+from embedtune.files import replace_file
 
 #: Extension of an output: how pandas writes it.
 _WRITERS = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -86,14 +86,10 @@ def _write(frame: object, output: Path) -> None:
     import pandas as pd
 
     assert isinstance(frame, pd.DataFrame)
-    scratch = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
+    with replace_file(output) as scratch:
         if output.suffix == ".parquet":
             frame.to_parquet(scratch, index=False)
         elif output.suffix == ".jsonl":
             frame.to_json(scratch, orient="records", lines=True, force_ascii=False)
         else:
             frame.to_csv(scratch, index=False, sep="\t" if output.suffix == ".tsv" else ",")
-        scratch.replace(output)
-    finally:
-        scratch.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from embedtune.data.splits import Splits
+from embedtune.files import replace_file
 
 
 def write_predictions(path: Path, splits: Splits, by_seed: Mapping[int, NDArray[np.float64]]) -> None:
@@ -35,10 +35,8 @@ def write_predictions(path: Path, splits: Splits, by_seed: Mapping[int, NDArray[
         for name, column in zip(splits.label_names, probabilities.T, strict=True):
             columns[f"p:{name}"] = pa.array(column, pa.float64())
         tables.append(pa.table(columns))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(pa.concat_tables(tables), scratch)
-    scratch.replace(path)
+    with replace_file(path) as scratch:
+        pq.write_table(pa.concat_tables(tables), scratch)
 
 
 def read_predictions(path: Path, splits: Splits) -> NDArray[np.float64]:

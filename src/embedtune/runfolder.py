@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +15,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from embedtune.disk import explain_full_disk
 from embedtune.errors import RunFolderError
+from embedtune.files import explain_full_disk, write_json
 
 _STATE = ".state"
 
@@ -27,39 +25,6 @@ def digest(*parts: Any) -> str:
     """Return a short digest of JSON-able values."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a killed writer, sees the old or the new one and nothing between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with scratch.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON, whole or not at all; NaN is refused."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-@contextmanager
-def replace_dir(path: Path) -> Iterator[Path]:
-    """Fill a temporary folder that takes `path`'s place when the block ends well."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.mkdir(parents=True)
-    try:
-        yield scratch
-        if path.exists():
-            shutil.rmtree(path)
-        scratch.replace(path)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager

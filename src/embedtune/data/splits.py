@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedtune.errors import DataError
+from embedtune.files import replace_file, write_json
 
 PARTS = ("tune", "train", "test")
 _COLUMNS = ("row_id", "text", "label", "group", "part")
@@ -58,18 +57,14 @@ def write_splits(splits: Splits, audit: dict[str, Any], data_dir: str | Path) ->
     import pyarrow.parquet as pq
 
     data_dir = Path(data_dir)
-    data_dir.mkdir(parents=True, exist_ok=True)
     columns = (splits.row_ids, splits.texts, splits.labels, splits.groups, splits.part)
     types = (pa.int64(), pa.string(), pa.string(), pa.int64(), pa.string())
     table = pa.table(
         {name: pa.array(list(v), type=t) for name, v, t in zip(_COLUMNS, columns, types, strict=True)}
     )
-    temporary = data_dir / f".audit.json.{os.getpid()}"
-    temporary.write_text(json.dumps(audit, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(data_dir / "audit.json")
-    temporary = data_dir / f".splits.parquet.{os.getpid()}"
-    pq.write_table(table, temporary)
-    temporary.replace(data_dir / "splits.parquet")
+    write_json(data_dir / "audit.json", audit)
+    with replace_file(data_dir / "splits.parquet") as scratch:
+        pq.write_table(table, scratch)
 
 
 def read_splits(data_dir: str | Path) -> Splits:

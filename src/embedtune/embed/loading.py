@@ -10,10 +10,9 @@ from typing import Any
 
 import transformers
 from huggingface_hub import errors as hub_errors
-from huggingface_hub.utils import logging as hub_logging
-from transformers.utils import logging as transformers_logging
 
 from embedtune.embed.checkpoints import PACKAGED
+from embedtune.embed.quiet import hush_libraries
 from embedtune.errors import BackboneError, MissingExtraError, suggest_nearest
 
 
@@ -31,7 +30,7 @@ def load_config(name: str, source: Path | str, *, revision: str | None, trust_re
                 f"'{source}' holds an adapter, not a model: give it as adapter, beside its model."
             )
         raise BackboneError(f"model folder '{source}' has no config.json: give the folder that holds it.")
-    with _quietly(source), explain(name, source):
+    with hush_libraries(keep_bars=isinstance(source, str)), explain(name, source):
         return transformers.AutoConfig.from_pretrained(
             source, revision=revision or "main", trust_remote_code=trust_remote_code
         )
@@ -39,7 +38,7 @@ def load_config(name: str, source: Path | str, *, revision: str | None, trust_re
 
 def load_tokenizer(name: str, source: Path | str, *, revision: str | None, trust_remote_code: bool) -> Any:
     """Read a model's tokenizer; raises as `load_config` does."""
-    with _quietly(source), explain(name, source):
+    with hush_libraries(keep_bars=isinstance(source, str)), explain(name, source):
         return transformers.AutoTokenizer.from_pretrained(
             source, revision=revision or "main", trust_remote_code=trust_remote_code
         )
@@ -67,7 +66,7 @@ def load_weights(
     BackboneError
         As `load_config` does, and if other weights are missing, or the adapter doesn't fit the model.
     """
-    with _quietly(source), explain(name, source):
+    with hush_libraries(keep_bars=isinstance(source, str)), explain(name, source):
         model, report = transformers.AutoModel.from_pretrained(
             source,
             revision=revision or "main",
@@ -146,21 +145,3 @@ def _walk_causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-@contextlib.contextmanager
-def _quietly(source: Path | str) -> Iterator[None]:
-    """Hold back the libraries' own reports; a download keeps its progress bar."""
-    verbosity, hub_verbosity = transformers_logging.get_verbosity(), hub_logging.get_verbosity()
-    hub_logging.set_verbosity_error()
-    shows_bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    if isinstance(source, Path):
-        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        hub_logging.set_verbosity(hub_verbosity)
-        if shows_bars:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -11,9 +11,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from embedtune.disk import is_disk_full
 from embedtune.embed.store_key import StoreKey
 from embedtune.errors import EmbedtuneError, MissingExtraError, ResourceError, StoreError
+from embedtune.files import is_disk_full
 
 LOCK_TIMEOUT = 600.0  # seconds; an append takes well under one
 TOUCH_AFTER = timedelta(minutes=10)

@@ -7,11 +7,12 @@ ignored. `KEY` beside the checkpoints says what they belong to.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from embedtune.files import write_json
 
 KEY = "key.json"
 READY = "ready.json"
@@ -26,13 +27,6 @@ class Epoch(NamedTuple):
     epoch: float
     macro_f1: float
     log_loss: float
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file so that readers see all of it or none."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
 
 
 def open_checkpoints(folder: Path, key: dict[str, Any]) -> None:

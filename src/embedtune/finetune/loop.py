@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from embedtune.embed.quiet import hush_libraries
 from embedtune.embed.tokens import Tokens, pad_tokens
 from embedtune.evaluate.metrics import compute_metrics
 from embedtune.finetune import checkpoints
 from embedtune.finetune.model import PooledClassifier
-from embedtune.finetune.quiet import hush_libraries
 from embedtune.finetune.rows import EpochBatches, sort_batches
 from embedtune.finetune.settings import Settings
 from embedtune.progress import Bar, track

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import nn
 
+from embedtune.embed.quiet import hush_libraries
 from embedtune.errors import ConfigError, suggest_nearest
-from embedtune.finetune.quiet import hush_libraries
 
 #: The last part of an attention projection's name in the families we know.
 _ATTENTION_NAMES = frozenset(

@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 
 from embedtune.embed.checkpoints import hash_adapter, hash_file
 from embedtune.errors import BundleError
-from embedtune.finetune.checkpoints import write_json
+from embedtune.files import write_json
 
 SCHEMA = 1
 FACTS = "finetune.json"

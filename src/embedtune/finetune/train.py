@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 from embedtune.embed.backbone import Description, describe_backbone
 from embedtune.embed.precision import resolve_device, resolve_precision
+from embedtune.embed.quiet import hush_libraries
 from embedtune.embed.tokens import pick_pad_id, tokenize
 from embedtune.errors import ConfigError, DataError, RunFolderError
 from embedtune.finetune import saved
 from embedtune.finetune.checkpoints import open_checkpoints
 from embedtune.finetune.loop import Rows, Trained, train_classifier
 from embedtune.finetune.model import PooledClassifier, build_classifier, count_parameters
-from embedtune.finetune.quiet import hush_libraries, keep_random_state
+from embedtune.finetune.randomness import keep_random_state
 from embedtune.finetune.rows import index_labels, split_validation
 from embedtune.finetune.saved import FineTuned, read_finetuned
 from embedtune.finetune.settings import Settings, check_settings
@@ -244,6 +245,11 @@ def _fit(
         precision=precision,
         description=f"fine-tune {description.model_id}",
     )
+    if not torch.isfinite(model.head.weight).all():
+        raise ConfigError(
+            f"fine-tuning {description.model_id} diverged: learning_rate {settings.learning_rate:g} is too high, "
+            "set it to a tenth."
+        )
     facts = {
         "key": key,
         "model_id": description.model_id,

@@ -11,10 +11,10 @@ from markupsafe import Markup
 
 from embedtune.errors import RunFolderError
 from embedtune.evaluate.arms import ARMS
+from embedtune.files import write_text
 from embedtune.report.content import RunContent, read_run
 from embedtune.report.facts import COST_COLUMNS, describe_audit, format_cost, format_value, name_key
 from embedtune.report.plots import Curve, Whisker, draw_curves, draw_whiskers
-from embedtune.runfolder import write_text
 
 #: Labels up to which a confusion matrix is drawn whole; beyond, only the most confused pairs.
 N_MATRIX_LABELS = 20
