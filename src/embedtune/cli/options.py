@@ -1,0 +1,33 @@
+"""Options that several commands take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print the results only.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print each stage's details.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Run folder; runs/NAME by default.")]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        help="A csv, tsv, jsonl, parquet, arrow, xlsx or sentence@label txt file, a Hub data set, or a built-in task.",
+    ),
+]
+TextColumn = Annotated[str | None, typer.Option("--text-column", help="Column of the texts.")]
+LabelColumn = Annotated[str | None, typer.Option("--label-column", help="Column of the labels.")]
+GroupColumn = Annotated[
+    str | None, typer.Option("--group-column", help="Rows with equal values stay on one side.")
+]
+Task = Annotated[str | None, typer.Option("--task", help="Built-in task whose file --data is.")]
+TestData = Annotated[str | None, typer.Option("--test-data", help="File whose rows are the test rows.")]
+HubConfig = Annotated[str | None, typer.Option("--hub-config", help="Configuration of a Hub data set.")]
+HubSplit = Annotated[str | None, typer.Option("--hub-split", help="Split of a Hub data set to read.")]
+HubTestSplit = Annotated[str | None, typer.Option("--hub-test-split", help="Its split with the test rows.")]
+Encoding = Annotated[
+    str | None, typer.Option("--encoding", help="Encoding of text files; detected by default.")
+]

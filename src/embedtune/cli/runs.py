@@ -1,0 +1,229 @@
+"""embedtune run, and its stages one at a time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from embedtune.cli.options import (
+    Data,
+    Debug,
+    Encoding,
+    GroupColumn,
+    HubConfig,
+    HubSplit,
+    HubTestSplit,
+    LabelColumn,
+    Out,
+    Quiet,
+    Task,
+    TestData,
+    TextColumn,
+    Verbose,
+)
+from embedtune.cli.terminal import command, report_errors, show_progress
+from embedtune.errors import ConfigError, RunFolderError
+from embedtune.files import write_text
+
+if TYPE_CHECKING:
+    from embedtune.config import Experiment
+    from embedtune.plan import TaskRun
+
+STAGE_HELP = {
+    "prepare": "Read, clean and split the texts.",
+    "embed": "Read the texts with the frozen backbones.",
+    "finetune": "Fine-tune the backbones.",
+    "embed-tuned": "Read the texts with the fine-tuned backbones.",
+    "fit": "Train every arm's head.",
+    "compare": "Score the arms and set them against each other.",
+    "report": "Write report.html.",
+    "bundle": "Copy the best arm's classifier to bundle/.",
+}
+
+
+def run(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RECIPE] [KEY=VALUE]...", help="A recipe (demo), and settings."),
+    ] = None,
+    data: Data = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    group_column: GroupColumn = None,
+    task: Task = None,
+    test_data: TestData = None,
+    hub_config: HubConfig = None,
+    hub_split: HubSplit = None,
+    hub_test_split: HubTestSplit = None,
+    encoding: Encoding = None,
+    out: Out = None,
+    first: Annotated[
+        str | None, typer.Option("--from", metavar="STAGE", help="Do this stage and those after it again.")
+    ] = None,
+    last: Annotated[str, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")] = "bundle",
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Run an experiment, or go on with it, and report whether fine-tuning is worth it."""
+    source = {
+        "source": data, "text_column": text_column, "label_column": label_column, "group_column": group_column,
+        "task": task, "test_source": test_data, "hub_config": hub_config, "hub_split": hub_split,
+        "hub_test_split": hub_test_split, "encoding": encoding,
+    }  # fmt: skip
+    with report_errors(debug):
+        experiment = _read_experiment(
+            words or [], {key: value for key, value in source.items() if value is not None}
+        )
+        _run(
+            experiment,
+            out or Path("runs") / experiment.name,
+            first=first,
+            last=last,
+            quiet=quiet,
+            verbose=verbose,
+        )
+
+
+def make_stage(stage: str) -> Callable[..., None]:
+    """Return the command of one stage."""
+
+    def run_stage(
+        run_dir: Annotated[Path, typer.Argument(help="Run folder.")],
+        settings: Annotated[
+            list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change.")
+        ] = None,
+        quiet: Quiet = False,
+        verbose: Verbose = False,
+        debug: Debug = False,
+    ) -> None:
+        with report_errors(debug):
+            experiment = _read_run_folder(run_dir, settings or [])
+            _run(experiment, run_dir, first=stage, last=stage, quiet=quiet, verbose=verbose, redo=False)
+
+    return run_stage
+
+
+def _read_experiment(words: list[str], source: dict[str, Any]) -> Experiment:
+    from embedtune.config import apply_overrides, build_experiment, read_settings
+
+    names = [word for word in words if "=" not in word]
+    if len(names) > 1:
+        raise ConfigError(
+            f"{len(names)} recipes named ({', '.join(names)}): name one, and write settings as key=value."
+        )
+    recipe = names[0] if names else "default" if source else "demo"
+    settings = read_settings(recipe)
+    if source:
+        if "source" not in source and "task" in source:
+            source["source"] = source.pop("task")
+        if "source" not in source:
+            given = ", ".join(f"--{key.replace('_', '-')}" for key in source)
+            raise ConfigError(f"{given} needs texts to speak of: name them with --data.")
+        name = _name_task(source)
+        settings = {**settings, "name": name, "tasks": {name: source}}
+    settings = apply_overrides(settings, [word for word in words if "=" in word])
+    return build_experiment(
+        settings, where=f"recipe {recipe} with your settings" if words else f"recipe {recipe}"
+    )
+
+
+def _name_task(source: dict[str, Any]) -> str:
+    """Return a task's name: its built-in name, or its source's, made fit for a folder."""
+    import re
+
+    name = source.get("task") or Path(source["source"].rstrip("/")).stem
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "data"
+
+
+def _read_run_folder(run_dir: Path, overrides: list[str]) -> Experiment:
+    from embedtune.config import apply_overrides, build_experiment, read_settings
+
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise RunFolderError(
+            f"{run_dir} holds no run (no config.yaml): start one with `embedtune run … --out {run_dir}`."
+        )
+    return build_experiment(apply_overrides(read_settings(str(path)), overrides), where=str(path))
+
+
+def _run(
+    experiment: Experiment,
+    out: Path,
+    *,
+    first: str | None,
+    last: str,
+    quiet: bool,
+    verbose: bool,
+    redo: bool = True,
+) -> None:
+    """Run the stages of every task; `first` None means all of them, each only as far as it isn't done."""
+    from embedtune.config import dump_experiment
+    from embedtune.console import make_console, print_results, write_log
+    from embedtune.runfolder import RunFolder, lock_folder
+
+    _check_stages(first or "prepare", last)
+    console = make_console()
+    with ExitStack() as stack:
+        folders = _open_folders(RunFolder, experiment, out)
+        stack.enter_context(lock_folder(out))
+        write_text(out / "config.yaml", dump_experiment(experiment))
+        level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
+        stack.enter_context(write_log(out / "log.txt", console, level=level))
+        stack.enter_context(show_progress(quiet))
+        logging.getLogger("embedtune").debug("%s", command())
+
+        from embedtune.pipeline import run_stages
+        from embedtune.plan import TaskRun
+
+        runs = [TaskRun(experiment, task, folder, command()) for task, folder in folders.items()]
+        for task_run in runs:
+            run_stages(task_run, first=first or "prepare", last=last, redo=redo and first is not None)
+        _finish(runs, out, console, print_results, last=last)
+
+
+def _finish(runs: list[TaskRun], out: Path, console: Any, print_results: Any, *, last: str) -> None:
+    """Print what was found and where it is; with several tasks, write the report of them all."""
+    import json
+
+    from embedtune.report.build import build_report
+
+    if last in ("compare", "report", "bundle"):
+        for task_run in runs:
+            print_results(console, json.loads((task_run.path / "results.json").read_text(encoding="utf-8")))
+    if last in ("report", "bundle"):
+        report = out / "report.html"
+        if len(runs) > 1:
+            build_report([task_run.path for task_run in runs], report)
+        console.print(f"Report: {report}", highlight=False)
+
+
+def _open_folders(run_folder: Any, experiment: Experiment, out: Path) -> dict[str, Any]:
+    """Return each task's run folder: `out` itself for a single task, folders inside it for several."""
+    identity = {task: source.model_dump(exclude_none=True) for task, source in experiment.tasks.items()}
+    names = ", ".join(f"{task} from {source['source']}" for task, source in identity.items())
+    whole = run_folder(out, identity=f"{experiment.name}: {names}")
+    if len(experiment.tasks) == 1:
+        return dict.fromkeys(experiment.tasks, whole)
+    return {
+        task: run_folder(out / task, identity=f"{experiment.name}/{task}", inside=whole)
+        for task in experiment.tasks
+    }
+
+
+def _check_stages(first: str, last: str) -> None:
+    from embedtune.errors import suggest_nearest
+
+    stages = list(STAGE_HELP)
+    for name in (first, last):
+        if name not in stages:
+            raise ConfigError(
+                f"no stage '{name}'{suggest_nearest(name, stages)}: the stages are {', '.join(stages)}."
+            )
+    if stages.index(first) > stages.index(last):
+        raise ConfigError(f"--from {first} comes after --until {last}: the stages are {', '.join(stages)}.")
