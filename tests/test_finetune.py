@@ -296,6 +296,13 @@ def test_fine_tune_refuses_bad_arguments(
         tune(tiny_bert, tmp_path / "out", **changes)
 
 
+@pytest.mark.parametrize("validation_fraction", [0.0, 0.25])
+def test_fine_tune_that_diverged_says_so(tiny_bert: Path, tmp_path: Path, validation_fraction: float) -> None:
+    with pytest.raises(ConfigError, match="diverged: learning_rate 1e\\+20 is too high"):
+        tune(tiny_bert, tmp_path / "a", learning_rate=1e20, epochs=2, validation_fraction=validation_fraction)
+    assert not (tmp_path / "a" / "finetune.json").exists()
+
+
 def test_fine_tune_refuses_more_tokens_than_the_model_has(tiny_bert: Path, tmp_path: Path) -> None:
     message = f"max_length 129 is out of range for '{tiny_bert.name}': set it to 1 to 128."
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):

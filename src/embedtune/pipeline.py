@@ -15,21 +15,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedtune.classifier import EmbedClassifier
-from embedtune.config import LexicalView, StaticView, TransformerView
+from embedtune.assemble import build_classifier, build_encoder
+from embedtune.config import TransformerView
 from embedtune.data.prepare import fingerprint, prepare_splits
 from embedtune.data.sources import load_dataset
 from embedtune.data.splits import Splits, write_splits
 from embedtune.embed.backbone import describe_backbone
 from embedtune.embed.checkpoints import hash_file, name_model
-from embedtune.embed.encoder import TransformerEncoder
-from embedtune.embed.lexical import LexicalEncoder
-from embedtune.embed.static import StaticEncoder
-from embedtune.embed.store import EmbeddingStore
 from embedtune.evaluate.arms import ARMS, compare_arms, score_arm, write_verdict
 from embedtune.evaluate.cost import measure
 from embedtune.files import link_or_copy, replace_dir, write_json
-from embedtune.finetune.saved import read_finetuned
 from embedtune.finetune.train import fine_tune
 from embedtune.heads.probe import probe_blocks
 from embedtune.plan import (
@@ -267,7 +262,7 @@ def _check_views(run: TaskRun) -> None:
     """Refuse a backbone, layer or length that can't be used before anything long starts."""
     for view in run.experiment.embed.views.values():
         if isinstance(view, TransformerView):
-            _build_encoder(run, view, adapter=None).layers_  # noqa: B018 reading it checks every setting
+            build_encoder(run, view, adapter=None).layers_  # noqa: B018 reading it checks every setting
 
 
 def _require_adapters(run: TaskRun, arm: str) -> None:
@@ -286,7 +281,7 @@ def _fit_arm(run: TaskRun, splits: Splits, arm: str, seed: int) -> NDArray[np.fl
     if arm == "majority":
         shares = np.bincount(_encode(splits)[rows], minlength=len(splits.label_names)) / len(rows)
         return np.tile(shares, (len(test), 1))
-    classifier = _build_classifier(run, arm, seed)
+    classifier = build_classifier(run, arm, seed)
     if arm != "end-to-end":
         texts, labels = [splits.texts[i] for i in rows], [splits.labels[i] for i in rows]
         classifier.fit(texts, labels, groups=[splits.groups[i] for i in rows])
@@ -294,43 +289,6 @@ def _fit_arm(run: TaskRun, splits: Splits, arm: str, seed: int) -> NDArray[np.fl
     if seed == run.experiment.seeds[0]:
         classifier.save(arm_dir(run, arm), notes={"task": run.task, "arm": arm, "seed": seed})
     return probabilities
-
-
-def _build_classifier(run: TaskRun, arm: str, seed: int) -> EmbedClassifier:
-    settings = run.experiment.fit
-    options: dict[str, Any] = {"class_weight": settings.class_weight, "random_state": seed}
-    if arm == "floor":
-        return EmbedClassifier([("lexical", LexicalEncoder())], "logistic", **options)
-    if arm == "end-to-end":
-        return _build_end_to_end(run, seed)
-    tuned = {view.model for view in list_tuned_reads(run)} if arm == "tuned" else set()
-    views: list[tuple[str, Any]] = []
-    for name, view in run.experiment.embed.views.items():
-        if isinstance(view, TransformerView):
-            adapter = adapter_dir(run, view.model, TUNED_ON["tuned"], seed) if view.model in tuned else None
-            views.append((name, _build_encoder(run, view, adapter=adapter)))
-        elif isinstance(view, StaticView):
-            views.append((name, StaticEncoder(view.source)))
-        else:
-            assert isinstance(view, LexicalView)
-            views.append((name, LexicalEncoder()))
-    return EmbedClassifier(views, settings.head, **options)
-
-
-def _build_end_to_end(run: TaskRun, seed: int) -> EmbedClassifier:
-    """Return the fine-tuned backbone that did best on its validation rows, with its own head."""
-    parts = TUNED_ON["end-to-end"]
-
-    def validated(view: TransformerView) -> float:
-        return run.record(adapter_step(view.model, parts, seed))["result"]["validation_macro_f1"] or 0.0
-
-    view = max(list_tuned_reads(run), key=validated)
-    adapter = adapter_dir(run, view.model, parts, seed)
-    encoder = _build_encoder(run, view.model_copy(update={"layers": (-1,)}), adapter=adapter)
-    tuned = read_finetuned(adapter)
-    return EmbedClassifier.from_finetuned(
-        encoder, weight=tuned.head_weight, bias=tuned.head_bias, labels=tuned.label_names
-    )
 
 
 def _probe(run: TaskRun, splits: Splits) -> None:
@@ -348,7 +306,7 @@ def _probe(run: TaskRun, splits: Splits) -> None:
         for view in list_reads(run):
             for state in ("frozen", "tuned") if view.model in tuned else ("frozen",):
                 adapter = None if state == "frozen" else adapter_dir(run, view.model, TUNED_ON["tuned"], seed)
-                encoder = _build_encoder(run, view, adapter=adapter)
+                encoder = build_encoder(run, view, adapter=adapter)
                 X = encoder.transform(texts)
                 scores = probe_blocks(X, y, widths=encoder.widths_, groups=groups, random_state=seed)
                 name = name_model(view.model)
@@ -378,7 +336,7 @@ def _extract(
     """Make sure the store holds what `view` reads from the texts; record how long it took."""
 
     def compute() -> dict[str, Any]:
-        encoder = _build_encoder(run, view, adapter=adapter)
+        encoder = build_encoder(run, view, adapter=adapter)
         with measure() as cost:
             encoder.transform(texts)
         whole = encoder.last_n_computed_ == len(set(texts))
@@ -417,18 +375,6 @@ def _cost(run: TaskRun, arm: str) -> dict[str, Any]:
     tuned = [run.record(step)["result"] for step in steps]
     read = [run.record(step.replace("finetune.", "embed-tuned.", 1))["result"] for step in steps]
     return sum_costs(fit=fitted, embed=read, finetune=tuned)
-
-
-def _build_encoder(run: TaskRun, view: TransformerView, *, adapter: Path | None) -> TransformerEncoder:
-    settings = run.experiment.embed
-    return TransformerEncoder(
-        **view.model_dump(exclude={"kind"}),
-        adapter=None if adapter is None else str(adapter),
-        precision=settings.precision,
-        device=settings.device,
-        batch_tokens=settings.batch_tokens,
-        store=EmbeddingStore(None if settings.store == "auto" else settings.store),
-    )
 
 
 def _encode(splits: Splits) -> NDArray[np.int64]:

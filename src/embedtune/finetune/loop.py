@@ -19,6 +19,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from embedtune.embed.quiet import hush_libraries
 from embedtune.embed.tokens import Tokens, pad_tokens
+from embedtune.errors import ConfigError
 from embedtune.evaluate.metrics import compute_metrics
 from embedtune.finetune import checkpoints
 from embedtune.finetune.model import PooledClassifier
@@ -228,7 +229,18 @@ class Steering(TrainerCallback):
         control.should_save = step > 0 and step % STEPS_PER_CHECKPOINT == 0
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Log, evaluate and save."""
+        """Log, evaluate and save.
+
+        Raises
+        ------
+        ConfigError
+            If the weights are no longer finite.
+        """
+        if not torch.isfinite(kwargs["model"].head.weight).all():
+            raise ConfigError(
+                f"fine-tuning diverged: learning_rate {self.settings.learning_rate:g} is too high, "
+                "set it to a tenth of that."
+            )
         control.should_log = True
         control.should_evaluate = self.evaluates
         control.should_save = True

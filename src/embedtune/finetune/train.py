@@ -245,11 +245,6 @@ def _fit(
         precision=precision,
         description=f"fine-tune {description.model_id}",
     )
-    if not torch.isfinite(model.head.weight).all():
-        raise ConfigError(
-            f"fine-tuning {description.model_id} diverged: learning_rate {settings.learning_rate:g} is too high, "
-            "set it to a tenth."
-        )
     facts = {
         "key": key,
         "model_id": description.model_id,

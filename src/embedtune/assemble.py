@@ -1,0 +1,66 @@
+"""What a run's settings describe, as objects: an arm's classifier, a view's encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from embedtune.classifier import EmbedClassifier
+from embedtune.config import LexicalView, StaticView, TransformerView
+from embedtune.embed.encoder import TransformerEncoder
+from embedtune.embed.lexical import LexicalEncoder
+from embedtune.embed.static import StaticEncoder
+from embedtune.embed.store import EmbeddingStore
+from embedtune.finetune.saved import read_finetuned
+from embedtune.plan import TUNED_ON, TaskRun, adapter_dir, adapter_step, list_tuned_reads
+
+
+def build_classifier(run: TaskRun, arm: str, seed: int) -> EmbedClassifier:
+    """Return an arm's classifier: ready to be fitted, or, for the end-to-end arm, as fine-tuning left it."""
+    settings = run.experiment.fit
+    options: dict[str, Any] = {"class_weight": settings.class_weight, "random_state": seed}
+    if arm == "floor":
+        return EmbedClassifier([("lexical", LexicalEncoder())], "logistic", **options)
+    if arm == "end-to-end":
+        return _build_end_to_end(run, seed)
+    tuned = {view.model for view in list_tuned_reads(run)} if arm == "tuned" else set()
+    views: list[tuple[str, Any]] = []
+    for name, view in run.experiment.embed.views.items():
+        if isinstance(view, TransformerView):
+            adapter = adapter_dir(run, view.model, TUNED_ON["tuned"], seed) if view.model in tuned else None
+            views.append((name, build_encoder(run, view, adapter=adapter)))
+        elif isinstance(view, StaticView):
+            views.append((name, StaticEncoder(view.source)))
+        else:
+            assert isinstance(view, LexicalView)
+            views.append((name, LexicalEncoder()))
+    return EmbedClassifier(views, settings.head, **options)
+
+
+def _build_end_to_end(run: TaskRun, seed: int) -> EmbedClassifier:
+    """Return the fine-tuned backbone that did best on its validation rows, with its own head."""
+    parts = TUNED_ON["end-to-end"]
+
+    def validated(view: TransformerView) -> float:
+        return run.record(adapter_step(view.model, parts, seed))["result"]["validation_macro_f1"] or 0.0
+
+    view = max(list_tuned_reads(run), key=validated)
+    adapter = adapter_dir(run, view.model, parts, seed)
+    encoder = build_encoder(run, view.model_copy(update={"layers": (-1,)}), adapter=adapter)
+    tuned = read_finetuned(adapter)
+    return EmbedClassifier.from_finetuned(
+        encoder, weight=tuned.head_weight, bias=tuned.head_bias, labels=tuned.label_names
+    )
+
+
+def build_encoder(run: TaskRun, view: TransformerView, *, adapter: Path | None) -> TransformerEncoder:
+    """Return a view's encoder over the run's store; `adapter` is a folder that fine-tuning wrote."""
+    settings = run.experiment.embed
+    return TransformerEncoder(
+        **view.model_dump(exclude={"kind"}),
+        adapter=None if adapter is None else str(adapter),
+        precision=settings.precision,
+        device=settings.device,
+        batch_tokens=settings.batch_tokens,
+        store=EmbeddingStore(None if settings.store == "auto" else settings.store),
+    )
