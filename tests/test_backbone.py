@@ -280,13 +280,13 @@ def test_missing_model_suggests_the_nearest_packaged_name() -> None:
         describe_backbone("all-MiniLM-L6-v3")
     assert str(caught.value) == (
         "model 'all-MiniLM-L6-v3' is neither a folder nor found on the Hub (did you mean 'all-MiniLM-L6-v2'?): "
-        "check the name and the connection; 'all-MiniLM-L6-v2' works offline."
+        "check the name and the connection (a private one needs HF_TOKEN); 'all-MiniLM-L6-v2' works offline."
     )
 
 
-def make_hub_error(kind: type) -> Exception:
+def make_hub_error(kind: type, message: str = "401 Client Error") -> Exception:
     error: Exception = kind.__new__(kind)
-    error.args = ("401 Client Error",)
+    error.args = (message,)
     return error
 
 
@@ -301,7 +301,9 @@ def test_gated_model_tells_to_accept_the_licence() -> None:
 
 def test_model_absent_from_the_hub_is_told_in_one_line() -> None:
     with pytest.raises(BackboneError) as caught, explain("a/b", "a/b"):
-        raise OSError("not a valid identifier") from make_hub_error(RepositoryNotFoundError)
+        raise OSError("not a valid identifier") from make_hub_error(
+            RepositoryNotFoundError, "Not found. If you are trying to access a private or gated repo, log in"
+        )
     assert str(caught.value).startswith("model 'a/b' is neither a folder nor found on the Hub: ")
 
 

@@ -94,9 +94,8 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise DataError(
                 f"all {len(y)} labels are {y[0] if len(y) else 'missing'}: a classifier needs two or more."
             )
-        self.views_ = [(name, clone(encoder).fit(texts)) for name, encoder in name_views(self.views)]
-        matrices = [encoder.transform(texts) for _, encoder in self.views_]
-        X = _join(matrices)
+        self.views_ = [(name, clone(encoder)) for name, encoder in name_views(self.views)]
+        X = _join([encoder.fit_transform(texts) for _, encoder in self.views_])
         head = self._make_head() if isinstance(self.head, str) else clone(self.head)
         options = {} if groups is None else {"groups": np.asarray(groups)}
         # NumPy, SciPy and torch each bring a thread pool; on a head's many small products they only wait for each other

@@ -8,6 +8,7 @@ import typer
 
 import embedtune
 from embedtune.cli.bundles import predict
+from embedtune.cli.doctor import check_machine
 from embedtune.cli.recipe import recipes
 from embedtune.cli.runs import STAGE_HELP, make_stage, run
 from embedtune.cli.store import app as store_app
@@ -43,6 +44,7 @@ for _stage in STAGE_HELP:
     )
 app.command()(predict)
 app.command()(recipes)
+app.command("doctor")(check_machine)
 app.add_typer(store_app, name="store")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ def explain(name: str, source: Path | str) -> Iterator[None]:
             raise BackboneError(
                 f"model '{name}' runs Python code of its own: read it, then set trust_remote_code=True."
             ) from error
-        if any(isinstance(cause, hub_errors.GatedRepoError) for cause in causes) or "gated repo" in told:
+        if _is_gated(causes):
             raise BackboneError(
                 f"model '{name}' is gated: accept its licence on its page on the Hub, "
                 "then set the environment variable HF_TOKEN to your token."
@@ -137,8 +137,16 @@ def explain(name: str, source: Path | str) -> Iterator[None]:
             ) from error
         raise BackboneError(
             f"model '{name}' is neither a folder nor found on the Hub{suggest_nearest(name, PACKAGED)}: "
-            "check the name and the connection; 'all-MiniLM-L6-v2' works offline."
+            "check the name and the connection (a private one needs HF_TOKEN); 'all-MiniLM-L6-v2' works offline."
         ) from error
+
+
+def _is_gated(causes: Sequence[BaseException]) -> bool:
+    """Tell a gated model from one that isn't there, whose message speaks of gated ones too."""
+    for cause in causes:
+        if isinstance(cause, hub_errors.RepositoryNotFoundError):
+            return isinstance(cause, hub_errors.GatedRepoError)
+    return any("gated repo" in str(cause) for cause in causes)
 
 
 def _walk_causes(error: BaseException | None) -> Iterator[BaseException]:
