@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
+from joblib import Parallel, delayed
 from scipy.special import log_softmax
 from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold
 
@@ -123,7 +124,8 @@ def _run_folds(
     """
     n_strengths = len(strengths)
     scores = np.zeros((n_strengths, len(y), n_classes))
-    for number, (train, test) in enumerate(folds):
+
+    def run_fold(train: Ints, test: Ints, *, may_stop: bool) -> int:
         training = matrix.take(train)
         scale = fit_scale(training)
         step = open_path(scale.apply(training), y[train], sample_weight[train])
@@ -134,9 +136,13 @@ def _run_folds(
             scores[i, test] = held_out.multiply(solution.weights) + solution.intercept
             losses.append(measure(scores[i, test], y[test], sample_weight[test]))
             # the loss has one valley along the path: two steps past its floor, the rest needs no fitting
-            if number == 0 and i - int(np.argmin(losses)) >= 2:
-                n_strengths = i
-                break
+            if may_stop and i - int(np.argmin(losses)) >= 2:
+                return i
+        return n_strengths
+
+    n_strengths = run_fold(*folds[0], may_stop=True)
+    # threads, since the work is in matrix products, which let go of the interpreter; each fold has its own rows
+    Parallel(n_jobs=-1, prefer="threads")(delayed(run_fold)(*fold, may_stop=False) for fold in folds[1:])
     return scores[:n_strengths]
 
 
