@@ -86,11 +86,15 @@ def test_head_gives_the_published_probabilities_and_gradients() -> None:
     )
     cases = json.loads((golden_dir / "cases.json").read_text(encoding="utf-8"))
     weights = {name[7:]: value for name, value in head_file.items() if name.startswith("weight/")}
-    head = CooccurrenceHead(sigma=cases["sigma"], device="cpu").load_published(weights)
+    head = CooccurrenceHead(sigma=cases["sigma"], softmax_output=True, device="cpu").load_published(weights)
     X = np.hstack([expected["llama_maxlen128"].reshape(10, -1), expected["bert"], expected["roberta"]])
     np.testing.assert_allclose(head.predict_proba(X), expected["head_probabilities"], atol=1e-4)
     net = head.build_module()
-    loss = compute_loss(net(torch.tensor(X)), torch.tensor(cases["labels"]), torch.ones(10), True)
+    layers, others = (
+        torch.tensor(expected["llama_maxlen128"]),
+        torch.stack([torch.tensor(expected[name]) for name in ("bert", "roberta")], dim=1),
+    )
+    loss = compute_loss(net(layers, others), torch.tensor(cases["labels"]), torch.ones(10))
     torch.autograd.backward(loss)
     assert float(loss.detach()) == pytest.approx(cases["head_loss"], abs=1e-5)
     for name, parameter in net.named_parameters():
@@ -111,6 +115,16 @@ def test_load_published_takes_back_fitted_weights() -> None:
     again = CooccurrenceHead(device="cpu").load_published(head.weights_, classes=["down", "flat", "up"])
     assert np.array_equal(again.predict_proba(X), head.predict_proba(X))
     assert again.n_features_in_ == 20
+
+
+def test_head_with_others_concatenated_reads_them_and_loads_back() -> None:
+    X, y = make_rows()
+    options = SMALL | {"concatenate_others": True}
+    head = CooccurrenceHead(WIDTHS, **options).fit(X, y)
+    assert head.weights_["fc1.weight"].shape == (32, 3 * 3 + 8 + 4)
+    again = CooccurrenceHead(device="cpu", concatenate_others=True)
+    again.load_published(head.weights_, classes=["down", "flat", "up"])
+    assert np.array_equal(again.predict_proba(X), head.predict_proba(X))
 
 
 def test_load_published_foreign_weights_are_refused() -> None:
@@ -162,10 +176,10 @@ def test_head_leaves_torchs_random_state_alone() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_head_double_softmax_trains_differently() -> None:
+def test_head_softmax_output_trains_differently() -> None:
     X, y = make_rows()
     plain = CooccurrenceHead(WIDTHS, **SMALL).fit(X, y)
-    published = CooccurrenceHead(WIDTHS, double_softmax=True, **SMALL).fit(X, y)
+    published = CooccurrenceHead(WIDTHS, softmax_output=True, **SMALL).fit(X, y)
     # cross-entropy on probabilities can't fall below log(e + 2) − 1
     assert published.loss_curve_[-1] > np.log(np.e + 2) - 1 > plain.loss_curve_[-1]
 

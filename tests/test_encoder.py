@@ -48,6 +48,7 @@ def encode_slowly(folder: Path, texts: list[str], *, layer: int, pooling: str, m
             hidden = model(**inputs, output_hidden_states=True).hidden_states[layer][0]
         reduce = {
             "mean": lambda x: x.mean(0),
+            "weighted_mean": lambda x: np.average(x, axis=0, weights=np.arange(1, len(x) + 1)),
             "cls": lambda x: x[0],
             "last": lambda x: x[-1],
             "max": lambda x: x.amax(0),
@@ -356,7 +357,7 @@ print(encoder.transform(["gold"]).shape)
     [
         (
             {"pooling": "average"},
-            "pooling 'average' is unknown: choose one of mean, cls, last, max, pooler, mean_padded.",
+            "pooling 'average' is unknown: choose one of mean, weighted_mean, cls, last, max, pooler, mean_padded.",
         ),
         (
             {"pooling": "pooler", "layers": (1, 3)},

@@ -251,7 +251,8 @@ BAD = [
     (
         {"pooling": "maen"},
         ConfigError,
-        "pooling 'maen' is unknown (did you mean 'mean'?): choose one of mean, cls, last, max, pooler, mean_padded.",
+        "pooling 'maen' is unknown (did you mean 'mean'?): choose one of mean, weighted_mean, cls, last, max, pooler, "
+        "mean_padded.",
     ),
     (
         {"method": "upper", "n_upper_layers": 4},

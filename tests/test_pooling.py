@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from embedtune.embed.pooling import MODEL_POOLINGS, POOLINGS, check_pooling, pool, pool_all_positions
+from embedtune.embed.pooling import (
+    MODEL_POOLINGS,
+    OWN_TOKENS,
+    POOLINGS,
+    check_pooling,
+    pool,
+    pool_all_positions,
+)
 from embedtune.errors import ConfigError
 
 LENGTHS = (1, 3, 5)
@@ -25,6 +32,7 @@ def pool_slowly(how: str) -> np.ndarray:
     rows = [hidden[row, :length].numpy() for row, length in enumerate(LENGTHS)]
     reduce = {
         "mean": lambda x: x.mean(0),
+        "weighted_mean": lambda x: np.average(x, axis=0, weights=np.arange(1, len(x) + 1)),
         "cls": lambda x: x[0],
         "last": lambda x: x[-1],
         "max": lambda x: x.max(0),
@@ -51,7 +59,7 @@ def test_pool_mean_of_half_precision_sums_in_float32() -> None:
     assert pool(hidden, torch.ones(1, 4096), "mean").item() == 1.0
 
 
-@pytest.mark.parametrize("how", ["mean", "max"])
+@pytest.mark.parametrize("how", sorted(OWN_TOKENS))
 def test_pool_text_without_tokens_gives_zeros(how: str) -> None:
     assert pool(torch.ones(1, 3, 2), torch.zeros(1, 3), how).tolist() == [[0.0, 0.0]]
 
@@ -65,7 +73,7 @@ def test_pool_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(ConfigError) as caught:
         pool(*make_batch("right"), "meen")
     assert str(caught.value) == (
-        "pooling 'meen' is unknown (did you mean 'mean'?): choose one of mean, cls, last, max."
+        "pooling 'meen' is unknown (did you mean 'mean'?): choose one of mean, weighted_mean, cls, last, max."
     )
 
 
@@ -74,5 +82,5 @@ def test_check_pooling_offers_the_models_own_too() -> None:
     with pytest.raises(ConfigError) as caught:
         check_pooling("sum")
     assert str(caught.value) == (
-        "pooling 'sum' is unknown: choose one of mean, cls, last, max, pooler, mean_padded."
+        "pooling 'sum' is unknown: choose one of mean, weighted_mean, cls, last, max, pooler, mean_padded."
     )

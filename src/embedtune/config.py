@@ -17,7 +17,7 @@ from embedtune.errors import ConfigError, suggest_nearest
 
 RECIPES_DIR = Path(__file__).parent / "recipes"
 
-Pooling = Literal["mean", "cls", "last", "max", "pooler", "mean_padded"]
+Pooling = Literal["mean", "weighted_mean", "cls", "last", "max", "pooler", "mean_padded"]
 Arm = Literal["majority", "floor", "frozen", "frozen+", "tuned", "end-to-end"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 

@@ -46,7 +46,8 @@ class TransformerEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         A folder, a Hub name, or ``"all-MiniLM-L6-v2"``, which comes as a package.
     layers : sequence of int, int, ``"all"`` or ``"lastK"``
         Hidden states: 0 is the embedding layer, negative numbers count from the end.
-    pooling : {"mean", "cls", "last", "max", "pooler", "mean_padded"}
+    pooling : {"mean", "weighted_mean", "cls", "last", "max", "pooler", "mean_padded"}
+        ``weighted_mean`` gives the i-th token weight i, which suits a decoder (arXiv 2202.08904).
         ``pooler`` is the model's own pooler (last layer only); ``mean_padded`` pads to `max_length` and
         averages over padding too, as published LLMEmbed does. In a decoder the first token sees nothing but
         itself, so ``cls`` is the same vector for every text.

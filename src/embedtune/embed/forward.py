@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from embedtune.embed.backbone import Backbone
 from embedtune.embed.hidden import read_hidden
-from embedtune.embed.pooling import pool, pool_all_positions
+from embedtune.embed.pooling import OWN_TOKENS, pool, pool_all_positions
 from embedtune.embed.tokens import PaddedBatch, Tokens, pad_tokens, pick_pad_id
 from embedtune.errors import BackboneError, ResourceError
 
@@ -98,9 +98,7 @@ def _run(backbone: Backbone, batch: PaddedBatch, *, layers: Sequence[int], pooli
         "input_ids": torch.from_numpy(batch.ids).to(device),
         "attention_mask": torch.from_numpy(batch.mask).to(device),
     }
-    counted = torch.from_numpy(batch.counted if pooling in ("mean", "max") else batch.mask.astype(bool)).to(
-        device
-    )
+    counted = torch.from_numpy(batch.counted if pooling in OWN_TOKENS else batch.mask.astype(bool)).to(device)
     with torch.inference_mode():
         if pooling == "pooler":
             pooled = {backbone.n_layers: backbone.model(**inputs).pooler_output.float()}

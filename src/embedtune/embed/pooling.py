@@ -21,6 +21,16 @@ def pool_mean(hidden: Tensor, mask: Tensor) -> Tensor:
     return kept.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)
 
 
+def pool_weighted_mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Average the masked-in tokens with weights 1, 2, 3 …: a decoder's later tokens have read more.
+
+    Muennighoff, "SGPT: GPT Sentence Embeddings for Semantic Search", arXiv 2202.08904, equation 2.
+    """
+    weights = (mask.cumsum(dim=1) * mask).unsqueeze(-1)
+    kept = hidden.masked_fill(~mask.unsqueeze(-1), 0.0)
+    return (kept * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+
 def pool_cls(hidden: Tensor, mask: Tensor) -> Tensor:
     """Take the first masked-in token ([CLS], <s>)."""
     return _take_token(hidden, mask.int().argmax(dim=1))
@@ -50,10 +60,14 @@ def _take_token(hidden: Tensor, position: Tensor) -> Tensor:
 
 POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mean": pool_mean,
+    "weighted_mean": pool_weighted_mean,
     "cls": pool_cls,
     "last": pool_last,
     "max": pool_max,
 }
+
+#: Those that leave a prefix's tokens out.
+OWN_TOKENS = frozenset({"mean", "weighted_mean", "max"})
 
 MODEL_POOLINGS = ("pooler", "mean_padded")
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from embedtune.embed.backbone import Description
 from embedtune.embed.loading import load_weights
-from embedtune.embed.pooling import pool, pool_all_positions
+from embedtune.embed.pooling import OWN_TOKENS, pool, pool_all_positions
 from embedtune.errors import BackboneError, ConfigError
 from embedtune.finetune.lora import add_lora
 from embedtune.finetune.settings import Settings
@@ -82,7 +82,7 @@ class PooledClassifier(nn.Module):
         hidden = output.last_hidden_state
         if self.pooling == "mean_padded":
             return pool_all_positions(hidden.float(), mask)
-        return pool(hidden, counted if self.pooling in ("mean", "max") else mask, self.pooling)
+        return pool(hidden, counted if self.pooling in OWN_TOKENS else mask, self.pooling)
 
     def train(self, mode: bool = True) -> PooledClassifier:
         """Switch to training; parts without a trained parameter stay as they evaluate, dropout off."""

@@ -26,50 +26,75 @@ class CooccurrenceNet(nn.Module):
 
     Parameters
     ----------
-    n_branches, width : int
-        Leading blocks and the columns of each; every one has a branch Linear, ReLU, Dropout.
-    n_extra, branch_width : int
-        Further blocks, and their columns, which are also what a branch puts out.
+    n_layers, layer_width : int
+        Layers of one backbone and their columns; each has a branch Linear, ReLU, Dropout.
+    n_others : int
+        Vectors of other views.
+    n_classes : int
+    sigma : float
+        Of the power normalisation.
+    branch_width : int
+        What a branch puts out, and the columns of each other vector.
+    hidden : pair of int
+    dropout : float
+    softmax_output : bool
+        Put out probabilities, as published, instead of logits.
+    concatenate_others : bool
+        Read the other vectors themselves too, not only their inner products.
+
+    References
+    ----------
+    Liu et al., ACL 2024, arXiv:2406.03725.
     """
 
     def __init__(
         self,
-        n_branches: int,
-        width: int,
-        *,
-        n_extra: int,
-        branch_width: int,
-        hidden: tuple[int, int],
+        n_layers: int,
+        layer_width: int,
+        n_others: int,
         n_classes: int,
+        *,
         sigma: float,
-        dropout: float,
+        branch_width: int,
+        hidden: tuple[int, int] = (1024, 256),
+        dropout: float = 0.5,
+        softmax_output: bool = False,
+        concatenate_others: bool = False,
     ) -> None:
         super().__init__()
-        self.n_branches, self.width = n_branches, width
-        self.n_extra, self.branch_width = n_extra, branch_width
         self.sigma = sigma
+        self.softmax_output = softmax_output
+        self.concatenate_others = concatenate_others
         self.compress_layers = nn.ModuleList(
-            nn.Sequential(nn.Linear(width, branch_width), nn.ReLU(), nn.Dropout(dropout))
-            for _ in range(n_branches)
+            nn.Sequential(nn.Linear(layer_width, branch_width), nn.ReLU(), nn.Dropout(dropout))
+            for _ in range(n_layers)
         )
-        self.fc1 = nn.Linear((n_branches + n_extra) ** 2 + width, hidden[0])
+        n_joined = (n_layers + n_others) ** 2 + layer_width
+        n_joined += n_others * branch_width if concatenate_others else 0
+        self.fc1 = nn.Linear(n_joined, hidden[0])
         self.fc2 = nn.Linear(hidden[0], hidden[1])
         self.fc3 = nn.Linear(hidden[1], n_classes)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, X: Tensor) -> Tensor:
-        """Return logits (n, K) for `X` (n, n_features)."""
-        n_leading = self.n_branches * self.width
-        leading = X[:, :n_leading].reshape(len(X), self.n_branches, self.width)
-        rows = [branch(leading[:, i]) for i, branch in enumerate(self.compress_layers)]
-        extra = X[:, n_leading:].reshape(len(X), self.n_extra, self.branch_width)
-        stacked = torch.cat([torch.stack(rows, dim=1), extra], dim=1)
+    def forward(self, layers: Tensor, others: Tensor) -> Tensor:
+        """Return logits, or probabilities with `softmax_output`, (batch, n_classes).
+
+        Parameters
+        ----------
+        layers : Tensor, shape (batch, n_layers, layer_width)
+        others : Tensor, shape (batch, n_others, branch_width)
+        """
+        rows = [branch(layers[:, i]) for i, branch in enumerate(self.compress_layers)]
+        stacked = torch.cat([torch.stack(rows, dim=1), others], dim=1)
         products = stacked @ stacked.transpose(1, 2)
         normalised = 2 * torch.sigmoid(self.sigma * products) - 1
-        x = torch.cat([normalised.flatten(1), leading.mean(dim=1)], dim=1)
-        x = self.dropout(torch.relu(self.fc1(x)))
+        parts = [normalised.flatten(1), layers.mean(dim=1)]
+        if self.concatenate_others:
+            parts.append(others.flatten(1))
+        x = self.dropout(torch.relu(self.fc1(torch.cat(parts, dim=1))))
         x = self.dropout(torch.relu(self.fc2(x)))
-        return cast(Tensor, self.fc3(x))
+        scores = cast(Tensor, self.fc3(x))
+        return scores.softmax(dim=1) if self.softmax_output else scores
 
 
 class CooccurrenceHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -96,9 +121,12 @@ class CooccurrenceHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Adam's.
     dropout : float
         From 0, below 1.
-    double_softmax : bool
-        True trains as published: cross-entropy on probabilities read as logits. False (corrected) trains on
-        the logits.
+    softmax_output : bool
+        True trains as published: the network ends in a softmax, and cross-entropy, which has one of its own, reads
+        the probabilities as logits. False (corrected) trains on the logits.
+    concatenate_others : bool
+        True shows the network the remaining blocks themselves too; published, False, it sees their inner products
+        only.
     class_weight : "balanced", dict or None
     random_state : int
         Seeds weights, order and dropout, and leaves torch's global state alone.
@@ -133,7 +161,8 @@ class CooccurrenceHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         batch_size: int = 256,
         learning_rate: float = 1e-3,
         dropout: float = 0.5,
-        double_softmax: bool = False,
+        softmax_output: bool = False,
+        concatenate_others: bool = False,
         class_weight: ClassWeight = None,
         random_state: int = 0,
         device: str = "auto",
@@ -147,7 +176,8 @@ class CooccurrenceHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.dropout = dropout
-        self.double_softmax = double_softmax
+        self.softmax_output = softmax_output
+        self.concatenate_others = concatenate_others
         self.class_weight = class_weight
         self.random_state = random_state
         self.device = device
@@ -194,7 +224,7 @@ class CooccurrenceHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 total = torch.zeros((), device=X.device)
                 for batch in torch.split(shuffled, self.batch_size):
                     optimizer.zero_grad()
-                    loss = compute_loss(net(X[batch]), y[batch], sample_weight[batch], self.double_softmax)
+                    loss = compute_loss(net(*self._split(X[batch])), y[batch], sample_weight[batch])
                     torch.autograd.backward(loss)
                     optimizer.step()
                     total += loss.detach() * len(batch)
@@ -227,7 +257,7 @@ class CooccurrenceHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"the state dict has no {error}: a co-occurrence head has compress_layers.i.0, fc1, fc2, fc3."
             ) from None
         n_branches = sum(name.startswith("compress_layers.") and name.endswith("weight") for name in weights)
-        n_extra = max(round(max(first[1] - width, 0) ** 0.5) - n_branches, 0)
+        n_extra = self._count_others(first[1] - width, n_branches, branch_width)
         self.shape_ = (n_branches, width, n_extra, branch_width)
         self.hidden_ = (first[0], second[0])
         self.classes_ = np.arange(third[0]) if classes is None else np.asarray(classes)
@@ -249,18 +279,35 @@ class CooccurrenceHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.weights_ = {name: value.copy() for name, value in weights.items()}
         return self
 
+    def _count_others(self, n_joined: int, n_branches: int, branch_width: int) -> int:
+        """Return how many further blocks give fc1 `n_joined` columns beside the layers' mean, as near as may be."""
+
+        def miss(n_others: int) -> int:
+            n_columns = (n_branches + n_others) ** 2
+            return abs(n_columns + self.concatenate_others * n_others * branch_width - n_joined)
+
+        return min(range(max(n_joined, 0) + 1), key=miss)
+
     def _build_net(self) -> CooccurrenceNet:
         n_branches, width, n_extra, branch_width = self.shape_
         return CooccurrenceNet(
             n_branches,
             width,
-            n_extra=n_extra,
+            n_extra,
+            len(self.classes_),
+            sigma=self.sigma,
             branch_width=branch_width,
             hidden=self.hidden_,
-            n_classes=len(self.classes_),
-            sigma=self.sigma,
             dropout=self.dropout,
+            softmax_output=self.softmax_output,
+            concatenate_others=self.concatenate_others,
         )
+
+    def _split(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the leading blocks (n, n_layers, layer_width) and the others (n, n_others, branch_width)."""
+        n_branches, width, n_extra, branch_width = self.shape_
+        leading, others = X[:, : n_branches * width], X[:, n_branches * width :]
+        return leading.reshape(-1, n_branches, width), others.reshape(len(X), n_extra, branch_width)
 
     def build_module(self) -> CooccurrenceNet:
         """Return the fitted network as a torch module in eval mode, on the CPU."""
@@ -286,7 +333,8 @@ class CooccurrenceHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         with torch.inference_mode():
             for i in range(0, X.shape[0], _PREDICT_ROWS):
                 batch = torch.as_tensor(_densify(X[i : i + _PREDICT_ROWS], np.float64), device=device)
-                parts.append(net(batch).softmax(dim=1).cpu().numpy())
+                found = net(*self._split(batch))
+                parts.append((found if self.softmax_output else found.softmax(dim=1)).cpu().numpy())
         return np.concatenate(parts)
 
     def predict(self, X: Matrix) -> NDArray[Any]:
@@ -301,9 +349,8 @@ class CooccurrenceHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return tags
 
 
-def compute_loss(logits: Tensor, y: Tensor, sample_weight: Tensor, double_softmax: bool) -> Tensor:
-    """Return the weighted mean cross-entropy; with `double_softmax` of the probabilities read as logits."""
-    scores = logits.softmax(dim=1) if double_softmax else logits
+def compute_loss(scores: Tensor, y: Tensor, sample_weight: Tensor) -> Tensor:
+    """Return the weighted mean cross-entropy of scores (n, K) read as logits."""
     per_row = nn.functional.cross_entropy(scores, y, reduction="none")
     return (per_row * sample_weight).sum() / sample_weight.sum().clamp_min(1e-12)
 
