@@ -4,39 +4,32 @@ from pathlib import Path
 
 import pytest
 
-from embedtune.config import (
-    apply_overrides,
-    build_experiment,
-    dump_experiment,
-    list_recipes,
-    read_settings,
-)
+from embedtune.config import build_experiment, dump_experiment
 from embedtune.errors import ConfigError
+from embedtune.recipe import list_recipes, read_recipe
 
 
 def fail(*overrides: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        build_experiment(apply_overrides(read_settings("demo"), overrides), where="recipe demo")
+        build_experiment(read_recipe("demo").resolve(overrides), where="recipe demo")
     return str(caught.value)
 
 
 @pytest.mark.parametrize("recipe", list_recipes())
 def test_shipped_recipe_survives_dump_and_read(recipe: str, tmp_path: Path) -> None:
-    experiment = build_experiment(read_settings(recipe), where=recipe)
+    experiment = build_experiment(read_recipe(recipe).resolve(), where=recipe)
     path = tmp_path / "config.yaml"
     path.write_text(dump_experiment(experiment), encoding="utf-8")
-    assert build_experiment(read_settings(str(path)), where="it") == experiment
+    assert build_experiment(read_recipe(str(path)).resolve(), where="it") == experiment
 
 
-def test_apply_overrides_leaves_the_settings_given_alone() -> None:
-    settings = read_settings("default")
-    changed = apply_overrides(
-        settings, ["finetune.learning_rate=2e-5", "seeds=[1, 2]", "fit.class_weight=null"]
-    )
+def test_resolve_leaves_the_settings_given_alone() -> None:
+    recipe = read_recipe("default")
+    changed = recipe.resolve(["finetune.learning_rate=2e-5", "seeds=[1, 2]", "fit.class_weight=null"])
     assert changed["finetune"]["learning_rate"] == 2e-5
     assert changed["seeds"] == [1, 2]
     assert changed["fit"]["class_weight"] is None
-    assert "finetune" not in settings
+    assert "finetune" not in recipe.settings
 
 
 def test_build_experiment_names_all_problems_at_once() -> None:
@@ -58,7 +51,7 @@ def test_build_experiment_refuses_a_backbone_that_no_view_reads() -> None:
 
 def test_unknown_recipe_is_named_with_the_nearest() -> None:
     with pytest.raises(ConfigError) as caught:
-        read_settings("dmo")
+        read_recipe("dmo")
     assert str(caught.value) == (
         f"no recipe named 'dmo' (did you mean 'demo'?): there are {', '.join(list_recipes())}. "
         "Give one of them, a .yaml file, or your own texts with --data."
@@ -69,7 +62,7 @@ def test_broken_yaml_names_the_line(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("name: x\nembed: [\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"mine\.yaml is not valid YAML: .* line 3.*\. Mend that line\."):
-        read_settings(str(path))
+        read_recipe(str(path))
 
 
 @pytest.mark.parametrize(
@@ -82,3 +75,52 @@ def test_broken_yaml_names_the_line(tmp_path: Path) -> None:
 )
 def test_malformed_override_is_refused(override: str, message: str) -> None:
     assert fail(override) == message
+
+
+QUIRKY = """
+name: quirky
+tasks: {a: {source: x.csv}}
+embed: {views: {m: {kind: transformer, model: tiny, max_length: 64}}}
+by_task: {b: {embed.views.m.max_length: 32}}
+quirks:
+  padded:
+    description: the mean runs over padding too
+    settings: {embed.views.m.pooling: mean_padded}
+    by_task: {b: {embed.views.m.max_length: 256}}
+  hot:
+    description: no dropout
+    settings: {fit.cooccurrence.dropout: 0.0}
+"""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "task", "pooling", "max_length", "dropout"),
+    [
+        ([], None, "mean", 64, 0.5),
+        ([], "b", "mean", 32, 0.5),
+        (["compat=published"], None, "mean_padded", 64, 0.0),
+        (["compat=published"], "b", "mean_padded", 256, 0.0),
+        (["compat=[hot]"], "b", "mean", 32, 0.0),
+        (["compat=padded", "embed.views.m.max_length=8"], "b", "mean_padded", 8, 0.5),
+    ],
+)
+def test_quirks_are_switched_by_name_and_the_users_own_settings_win(
+    tmp_path: Path, overrides: list[str], task: str | None, pooling: str, max_length: int, dropout: float
+) -> None:
+    path = tmp_path / "quirky.yaml"
+    path.write_text(QUIRKY, encoding="utf-8")
+    experiment = build_experiment(read_recipe(str(path)).resolve(overrides, task=task), where="it")
+    view = experiment.embed.views["m"]
+    assert (view.pooling, view.max_length) == (pooling, max_length)  # type: ignore[union-attr]
+    assert experiment.fit.cooccurrence.dropout == dropout
+
+
+def test_unknown_quirk_is_named_with_the_nearest(tmp_path: Path) -> None:
+    path = tmp_path / "quirky.yaml"
+    path.write_text(QUIRKY, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        read_recipe(str(path)).resolve(["compat=[paded]"])
+    assert str(caught.value) == (
+        f"compat 'paded' is unknown to recipe {path} (did you mean 'padded'?): "
+        "choose among corrected, published, padded, hot, several as [a, b]."
+    )

@@ -14,7 +14,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from skops.io import dumps, get_untrusted_types, loads
 
 from embedtune.errors import ConfigError
-from embedtune.heads.cooccurrence import CooccurrenceHead, compute_loss
+from embedtune.heads.cooccurrence import SIGMA_GRID, CooccurrenceHead, compute_loss
 
 SMALL: dict[str, Any] = {
     "hidden": (32, 16),
@@ -184,6 +184,24 @@ def test_head_softmax_output_trains_differently() -> None:
     assert published.loss_curve_[-1] > np.log(np.e + 2) - 1 > plain.loss_curve_[-1]
 
 
+def test_head_chooses_epochs_and_sigma_on_whole_groups_held_out() -> None:
+    X, y = make_rows(240)
+    options = SMALL | {"epochs": 30, "sigma": "auto", "validation_fraction": 0.2}
+    head = CooccurrenceHead(WIDTHS, **options).fit(X, y, groups=np.arange(240) // 2)
+    assert head.sigma_ in SIGMA_GRID
+    assert 1 <= head.epochs_ <= 30
+    assert len(head.loss_curve_) == head.epochs_
+    fixed = CooccurrenceHead(WIDTHS, **SMALL | {"epochs": head.epochs_, "sigma": head.sigma_}).fit(X, y)
+    assert np.array_equal(fixed.predict_proba(X), head.predict_proba(X))
+
+
+def test_head_stops_before_it_overfits_noise() -> None:
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(200, 20)), rng.integers(2, size=200)
+    head = CooccurrenceHead(WIDTHS, **SMALL | {"epochs": 60, "validation_fraction": 0.25}).fit(X, y)
+    assert head.epochs_ < 30
+
+
 def test_head_csr_gives_what_dense_gives() -> None:
     X, y = make_rows()
     options = SMALL | {"epochs": 5}
@@ -228,6 +246,10 @@ def test_head_resolves_its_shape(options: dict[str, Any], shape: tuple[int, ...]
             {"widths": (8, 7, 5)},
             "blocks [7, 5] follow the 1 that pass a branch, and the branches put out 7: all must be equal. "
             "Leave those views out, or use the head 'stack'.",
+        ),
+        (
+            {"sigma": "auto"},
+            "CooccurrenceHead can't be trained: sigma is 'auto', which needs a validation_fraction above 0.",
         ),
         (
             {"epochs": 0, "dropout": 1.0, "hidden": (8,)},

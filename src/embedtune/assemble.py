@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sklearn.base import clone
+
 from embedtune.classifier import EmbedClassifier
 from embedtune.config import LexicalView, StaticView, TransformerView
 from embedtune.embed.encoder import TransformerEncoder
@@ -34,6 +36,8 @@ def build_classifier(run: TaskRun, arm: str, seed: int) -> EmbedClassifier:
         else:
             assert isinstance(view, LexicalView)
             views.append((name, LexicalEncoder()))
+    if settings.head == "cooccurrence":
+        options["head_options"] = settings.cooccurrence.model_dump()
     return EmbedClassifier(views, settings.head, **options)
 
 
@@ -53,11 +57,22 @@ def _build_end_to_end(run: TaskRun, seed: int) -> EmbedClassifier:
     )
 
 
+def read_at_test_length(run: TaskRun, classifier: EmbedClassifier) -> EmbedClassifier:
+    """Return a fitted classifier whose views read at their `test_max_length`, where they have one."""
+    views = []
+    for name, encoder in classifier.views_:
+        view = run.experiment.embed.views.get(name)
+        if isinstance(view, TransformerView) and view.test_max_length is not None:
+            encoder = clone(encoder).set_params(max_length=view.test_max_length)
+        views.append((name, encoder))
+    return EmbedClassifier.from_fitted(views, classifier.head_)
+
+
 def build_encoder(run: TaskRun, view: TransformerView, *, adapter: Path | None) -> TransformerEncoder:
     """Return a view's encoder over the run's store; `adapter` is a folder that fine-tuning wrote."""
     settings = run.experiment.embed
     return TransformerEncoder(
-        **view.model_dump(exclude={"kind"}),
+        **view.model_dump(exclude={"kind", "test_max_length"}),
         adapter=None if adapter is None else str(adapter),
         precision=settings.precision,
         device=settings.device,

@@ -36,6 +36,8 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         and TF-IDF.
     head : str or classifier
         ``"auto"``, ``"logistic"``, ``"ridge"``, ``"stack"``, ``"cooccurrence"``, or any scikit-learn classifier.
+    head_options : mapping, optional
+        Further parameters of a named head.
     class_weight : {"balanced"} or None
         For the named heads.
     random_state : int
@@ -63,11 +65,13 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         views: Sequence[Any] | None = None,
         head: Any = "auto",
         *,
+        head_options: Mapping[str, Any] | None = None,
         class_weight: ClassWeight = None,
         random_state: int = 0,
     ) -> None:
         self.views = views
         self.head = head
+        self.head_options = head_options
         self.class_weight = class_weight
         self.random_state = random_state
 
@@ -143,10 +147,11 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         labels : sequence of str
             In the order of the rows of `weight`.
         """
-        return cls._from_parts([("end-to-end", encoder)], SoftmaxHead.from_weights(weight, bias, labels))
+        return cls.from_fitted([("end-to-end", encoder)], SoftmaxHead.from_weights(weight, bias, labels))
 
     @classmethod
-    def _from_parts(cls, views: Sequence[NamedEncoder], head: Any) -> Self:
+    def from_fitted(cls, views: Sequence[NamedEncoder], head: Any) -> Self:
+        """Return a classifier of fitted encoders and a head fitted on their columns."""
         classifier = cls(list(views), head)
         classifier.views_, classifier.head_, classifier.classes_ = list(views), head, head.classes_
         return classifier
@@ -163,6 +168,7 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             views=tuple(groups),
             class_weight=self.class_weight,
             random_state=self.random_state,
+            options=self.head_options,
         )
 
 
@@ -175,7 +181,7 @@ def load_bundle(path: str | Path, *, store: Any = None, device: str = "auto") ->
         If it is damaged, changed, too new, or its backbone differs from the one it was trained on.
     """
     parts = read_bundle(path, store=store, device=device)
-    return EmbedClassifier._from_parts(parts.views, parts.head)
+    return EmbedClassifier.from_fitted(parts.views, parts.head)
 
 
 def name_views(views: Sequence[Any] | None) -> list[NamedEncoder]:

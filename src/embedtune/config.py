@@ -5,17 +5,13 @@ Defaults live here only. Library classes take flat arguments; `pipeline` hands t
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from embedtune.errors import ConfigError, suggest_nearest
-
-RECIPES_DIR = Path(__file__).parent / "recipes"
 
 Pooling = Literal["mean", "weighted_mean", "cls", "last", "max", "pooler", "mean_padded"]
 Arm = Literal["majority", "floor", "frozen", "frozen+", "tuned", "end-to-end"]
@@ -51,13 +47,14 @@ class PrepareConfig(_Part):
 
 
 class TransformerView(_Part):
-    """Hidden layers of a backbone."""
+    """Hidden layers of a backbone; `test_max_length` reads test rows at another length, as published LLMEmbed does."""
 
     kind: Literal["transformer"] = "transformer"
     model: str
     layers: Literal["all"] | str | tuple[int, ...] = "last5"
     pooling: Pooling = "mean"
     max_length: int = Field(default=128, ge=4)
+    test_max_length: int | None = Field(default=None, ge=4)
     prefix: str = ""
     revision: str | None = None
     trust_remote_code: bool = False
@@ -105,11 +102,27 @@ class FinetuneConfig(_Part):
     class_weight: Literal["balanced"] | None = None
 
 
+class CooccurrenceConfig(_Part):
+    """LLMEmbed's head and its training; see `CooccurrenceHead`."""
+
+    sigma: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
+    branch_width: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    hidden: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (1024, 256)
+    epochs: int = Field(default=50, ge=1)
+    batch_size: int = Field(default=256, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+    softmax_output: bool = False
+    concatenate_others: bool = False
+    validation_fraction: float = Field(default=0.1, ge=0, le=0.5)
+
+
 class FitConfig(_Part):
     """Which head is trained on the views."""
 
     head: Literal["auto", "logistic", "ridge", "stack", "cooccurrence"] = "auto"
     class_weight: Literal["balanced"] | None = None
+    cooccurrence: CooccurrenceConfig = CooccurrenceConfig()
 
 
 class CompareConfig(_Part):
@@ -156,74 +169,6 @@ class Experiment(_Part):
         return self
 
 
-def list_recipes() -> list[str]:
-    """Return the names of the shipped recipes."""
-    return sorted(path.stem for path in RECIPES_DIR.glob("*.yaml"))
-
-
-def read_settings(recipe: str) -> dict[str, Any]:
-    """Read a recipe's raw settings, by its name or by the path of a YAML file.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such recipe, or the file isn't a YAML mapping.
-    """
-    path = Path(recipe)
-    if path.suffix not in (".yaml", ".yml"):
-        names = list_recipes()
-        if recipe not in names:
-            raise ConfigError(
-                f"no recipe named '{recipe}'{suggest_nearest(recipe, names)}: there are {', '.join(names)}. "
-                "Give one of them, a .yaml file, or your own texts with --data."
-            )
-        path = RECIPES_DIR / f"{recipe}.yaml"
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"can't read {path}: {error.strerror}. Give the path of a YAML file.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = " ".join(str(error).split())
-        raise ConfigError(f"{path} is not valid YAML: {where}. Mend that line.") from None
-    if not isinstance(settings, dict):
-        raise ConfigError(
-            f"{path} holds no settings: write 'key: value' lines; see `embedtune recipes demo`."
-        )
-    return settings
-
-
-def apply_overrides(settings: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """Set dotted keys given as ``key=value`` (the value in YAML) in a copy of `settings`.
-
-    Raises
-    ------
-    ConfigError
-        If an override isn't ``key=value`` or its value isn't YAML.
-    """
-    result: dict[str, Any] = _copy(settings)
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not re.fullmatch(r"[\w.+-]+", key):
-            raise ConfigError(
-                f"'{override}' is not a setting: write key=value, for example finetune.epochs=3."
-            )
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ConfigError(f"can't read the value of {key}: '{text}' is not YAML. Quote it.") from None
-        place = result
-        *parents, last = key.split(".")
-        for parent in parents:
-            child = place.setdefault(parent, {})
-            if not isinstance(child, dict):
-                raise ConfigError(
-                    f"can't set {key}: {parent} is a single value. See `embedtune recipes NAME`."
-                )
-            place = child
-        place[last] = _number(value)
-    return result
-
-
 def build_experiment(settings: Mapping[str, Any], *, where: str) -> Experiment:
     """Check `settings` and return the Experiment they describe.
 
@@ -247,17 +192,6 @@ def dump_experiment(experiment: Experiment) -> str:
     return text
 
 
-def _copy(value: Any) -> Any:
-    return {key: _copy(item) for key, item in value.items()} if isinstance(value, dict) else value
-
-
-def _number(value: Any) -> Any:
-    """Read ``1e-4``, which YAML 1.1 takes for a string, as the number it is."""
-    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
-        return float(value)
-    return value
-
-
 def _describe(problem: Mapping[str, Any]) -> str:
     """Say one pydantic problem in our words: the key, the value got, what is allowed."""
     location: Sequence[str | int] = problem["loc"]
@@ -279,8 +213,8 @@ def _keys_beside(location: Sequence[str | int]) -> list[str]:
     """Return the keys allowed where an unknown one stood."""
     sections: dict[str, type[_Part]] = {
         "tasks": SourceConfig, "prepare": PrepareConfig, "embed": EmbedConfig, "finetune": FinetuneConfig,
-        "fit": FitConfig, "compare": CompareConfig, "transformer": TransformerView, "static": StaticView,
-        "lexical": LexicalView,
+        "fit": FitConfig, "cooccurrence": CooccurrenceConfig, "compare": CompareConfig,
+        "transformer": TransformerView, "static": StaticView, "lexical": LexicalView,
     }  # fmt: skip
     for part in reversed(location[:-1]):
         if part in sections:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedtune.assemble import build_classifier, build_encoder
+from embedtune.assemble import build_classifier, build_encoder, read_at_test_length
 from embedtune.config import TransformerView
 from embedtune.data.prepare import fingerprint, prepare_splits
 from embedtune.data.sources import load_dataset
@@ -75,9 +75,15 @@ def prepare(run: TaskRun) -> None:
 
 def embed(run: TaskRun) -> None:
     """Read every text with every frozen backbone into the store."""
-    texts = run.splits.texts
+    splits = run.splits
     for view in list_reads(run):
-        _extract(run, embed_step(view), view, texts, adapter=None)
+        if view.test_max_length is None:
+            _extract(run, embed_step(view), view, splits.texts, adapter=None)
+            continue
+        seen, unseen = splits.rows("tune", "train"), splits.rows("test")
+        _extract(run, embed_step(view), view, [splits.texts[i] for i in seen], adapter=None)
+        cut = view.model_copy(update={"max_length": view.test_max_length})
+        _extract(run, f"{embed_step(view)}-test", cut, [splits.texts[i] for i in unseen], adapter=None)
 
 
 def finetune(run: TaskRun) -> None:
@@ -285,7 +291,8 @@ def _fit_arm(run: TaskRun, splits: Splits, arm: str, seed: int) -> NDArray[np.fl
     if arm != "end-to-end":
         texts, labels = [splits.texts[i] for i in rows], [splits.labels[i] for i in rows]
         classifier.fit(texts, labels, groups=[splits.groups[i] for i in rows])
-    probabilities = classifier.predict_proba([splits.texts[i] for i in test])
+    reader = read_at_test_length(run, classifier)
+    probabilities = reader.predict_proba([splits.texts[i] for i in test])
     if seed == run.experiment.seeds[0]:
         classifier.save(arm_dir(run, arm), notes={"task": run.task, "arm": arm, "seed": seed})
     return probabilities

@@ -20,12 +20,13 @@ def check_machine(
     from rich.markup import escape
     from rich.table import Table
 
-    from embedtune.config import TransformerView, build_experiment, read_settings
+    from embedtune.config import TransformerView, build_experiment
     from embedtune.console import make_console
     from embedtune.doctor import diagnose
+    from embedtune.recipe import read_recipe
 
     with report_errors(debug):
-        experiment = build_experiment(read_settings(recipe), where=f"recipe {recipe}")
+        experiment = build_experiment(read_recipe(recipe).resolve(), where=f"recipe {recipe}")
         views = [view for view in experiment.embed.views.values() if isinstance(view, TransformerView)]
         findings = list(diagnose(dict.fromkeys((view.model, view.revision) for view in views)))
     table = Table("", "", "found", "what to do")

@@ -15,12 +15,14 @@ def recipes(
     debug: Debug = False,
 ) -> None:
     """List the shipped recipes, or print one with all its settings."""
-    from embedtune.config import build_experiment, dump_experiment, list_recipes, read_settings
+    from embedtune.config import build_experiment, dump_experiment
+    from embedtune.recipe import list_recipes, read_recipe
 
     with report_errors(debug):
         if name is None:
             typer.echo("\n".join(list_recipes()))
         else:
-            typer.echo(
-                dump_experiment(build_experiment(read_settings(name), where=f"recipe {name}")), nl=False
-            )
+            found = read_recipe(name)
+            typer.echo(dump_experiment(build_experiment(found.resolve(), where=f"recipe {name}")), nl=False)
+            for quirk_name, quirk in found.quirks.items():
+                typer.echo(f"# compat={quirk_name}: {quirk.description}")

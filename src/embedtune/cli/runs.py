@@ -77,7 +77,7 @@ def run(
         "hub_test_split": hub_test_split, "encoding": encoding,
     }  # fmt: skip
     with report_errors(debug):
-        experiment = _read_experiment(
+        experiment = read_experiment(
             words or [], {key: value for key, value in source.items() if value is not None}
         )
         _run(
@@ -109,28 +109,35 @@ def make_stage(stage: str) -> Callable[..., None]:
     return run_stage
 
 
-def _read_experiment(words: list[str], source: dict[str, Any]) -> Experiment:
-    from embedtune.config import apply_overrides, build_experiment, read_settings
+def read_experiment(words: list[str], source: dict[str, Any]) -> Experiment:
+    """Return the experiment of a command's words (a recipe's name, settings) and its options about the source."""
+    from embedtune.config import build_experiment
+    from embedtune.recipe import read_recipe
 
-    names = [word for word in words if "=" not in word]
-    if len(names) > 1:
-        raise ConfigError(
-            f"{len(names)} recipes named ({', '.join(names)}): name one, and write settings as key=value."
-        )
-    recipe = names[0] if names else "default" if source else "demo"
-    settings = read_settings(recipe)
+    recipe = read_recipe(name_recipe(words) or ("default" if source else "demo"))
+    task = None
     if source:
         if "source" not in source and "task" in source:
             source["source"] = source.pop("task")
         if "source" not in source:
             given = ", ".join(f"--{key.replace('_', '-')}" for key in source)
             raise ConfigError(f"{given} needs texts to speak of: name them with --data.")
-        name = _name_task(source)
-        settings = {**settings, "name": name, "tasks": {name: source}}
-    settings = apply_overrides(settings, [word for word in words if "=" in word])
-    return build_experiment(
-        settings, where=f"recipe {recipe} with your settings" if words else f"recipe {recipe}"
-    )
+        task = _name_task(source)
+        name = task if recipe.name == "default" else f"{recipe.settings['name']}-{task}"
+        recipe = recipe._replace(settings={**recipe.settings, "name": name, "tasks": {task: source}})
+    settings = recipe.resolve([word for word in words if "=" in word], task=task)
+    where = f"recipe {recipe.name}"
+    return build_experiment(settings, where=f"{where} with your settings" if words else where)
+
+
+def name_recipe(words: list[str]) -> str | None:
+    """Return the one word that is no setting."""
+    names = [word for word in words if "=" not in word]
+    if len(names) > 1:
+        raise ConfigError(
+            f"{len(names)} recipes named ({', '.join(names)}): name one, and write settings as key=value."
+        )
+    return names[0] if names else None
 
 
 def _name_task(source: dict[str, Any]) -> str:
@@ -142,14 +149,15 @@ def _name_task(source: dict[str, Any]) -> str:
 
 
 def _read_run_folder(run_dir: Path, overrides: list[str]) -> Experiment:
-    from embedtune.config import apply_overrides, build_experiment, read_settings
+    from embedtune.config import build_experiment
+    from embedtune.recipe import read_recipe
 
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise RunFolderError(
             f"{run_dir} holds no run (no config.yaml): start one with `embedtune run … --out {run_dir}`."
         )
-    return build_experiment(apply_overrides(read_settings(str(path)), overrides), where=str(path))
+    return build_experiment(read_recipe(str(path)).resolve(overrides), where=str(path))
 
 
 def _run(

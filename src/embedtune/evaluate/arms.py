@@ -143,12 +143,13 @@ def compare_arms(
     y: ArrayLike,
     predictions: Mapping[str, ArrayLike],
     *,
+    pairs: Sequence[tuple[str, str]] = PAIRS,
     groups: ArrayLike | None = None,
     n_resamples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Compare the arms of `PAIRS` that were run, on accuracy and on macro-F1.
+    """Compare those pairs of arms that were run, on accuracy and on macro-F1.
 
     Differences and intervals come from the paired bootstrap over the means of all seeds, and so does
     macro-F1's p-value. Accuracy's p-value is McNemar's exact test on the first seed's predictions; where
@@ -160,6 +161,8 @@ def compare_arms(
     y : array-like of int, shape (n,)
     predictions : mapping of str to array-like of float, shape (n_seeds, n, n_labels)
         Probabilities by arm. Arms that no pair names are left out.
+    pairs : sequence of (str, str)
+        Differences are the first's score minus the second's.
     groups, n_resamples, confidence, seed
         As `embedtune.evaluate.significance.bootstrap_intervals`; at least `MIN_RESAMPLES` are drawn.
 
@@ -169,7 +172,7 @@ def compare_arms(
         ``a, b, metric, difference, low, high, p, p_holm, test, verdict``; verdict is ``"better"``,
         ``"worse"`` or ``"not distinguishable"`` and speaks of a.
     """
-    pairs = [pair for pair in PAIRS if pair[0] in predictions and pair[1] in predictions]
+    pairs = [pair for pair in pairs if pair[0] in predictions and pair[1] in predictions]
     names = dict.fromkeys(name for pair in pairs for name in pair)
     resamples: dict[str, Resamples] = {}
     first_seed: dict[str, Any] = {}

@@ -15,10 +15,14 @@ from torch import Tensor, nn
 
 from embedtune.errors import ConfigError
 from embedtune.heads.blocks import Floats, Matrix
-from embedtune.heads.training import ClassWeight, read_training_rows
+from embedtune.heads.crossfit import assign_folds
+from embedtune.heads.training import ClassWeight, TrainingRows, read_training_rows
 from embedtune.progress import track
 
 _PREDICT_ROWS = 1024
+
+#: What ``sigma="auto"`` chooses among.
+SIGMA_GRID = (0.1, 0.2, 0.3, 0.4, 0.5)
 
 
 class CooccurrenceNet(nn.Module):
@@ -113,10 +117,11 @@ class CooccurrenceHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     branch_width : int or "auto"
         What a branch puts out; the remaining blocks must have it. "auto": their width, or a quarter of a
         leading block's, at least 4, where none remains.
-    sigma : float
-        Of the power normalisation.
+    sigma : float or "auto"
+        Of the power normalisation. "auto" takes the one of `SIGMA_GRID` that does best on the validation part.
     hidden : pair of int
     epochs, batch_size : int
+        With a validation part, at most so many epochs.
     learning_rate : float
         Adam's.
     dropout : float
@@ -127,9 +132,12 @@ class CooccurrenceHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     concatenate_others : bool
         True shows the network the remaining blocks themselves too; published, False, it sees their inner products
         only.
+    validation_fraction : float
+        Share of the training rows, whole groups, on which the number of epochs and sigma are chosen by log loss;
+        the head is then trained anew on all rows. 0: nothing is chosen, as published.
     class_weight : "balanced", dict or None
     random_state : int
-        Seeds weights, order and dropout, and leaves torch's global state alone.
+        Seeds weights, order, dropout and the validation part, and leaves torch's global state alone.
     device : str
         "auto" takes CUDA where there is one.
 
@@ -137,6 +145,8 @@ class CooccurrenceHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ----------
     weights_ : dict of str to ndarray, float32
         The network's state dict.
+    sigma_, epochs_ : float, int
+        What was given or chosen.
     loss_curve_ : list of float
         The mean training loss of each epoch.
     classes_ : ndarray of shape (K,)
@@ -155,7 +165,7 @@ class CooccurrenceHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         *,
         n_branch_blocks: int | Literal["auto"] = "auto",
         branch_width: int | Literal["auto"] = "auto",
-        sigma: float = 0.3,
+        sigma: float | Literal["auto"] = 0.3,
         hidden: tuple[int, int] = (1024, 256),
         epochs: int = 50,
         batch_size: int = 256,
@@ -163,6 +173,7 @@ class CooccurrenceHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         dropout: float = 0.5,
         softmax_output: bool = False,
         concatenate_others: bool = False,
+        validation_fraction: float = 0.0,
         class_weight: ClassWeight = None,
         random_state: int = 0,
         device: str = "auto",
@@ -178,6 +189,7 @@ class CooccurrenceHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.dropout = dropout
         self.softmax_output = softmax_output
         self.concatenate_others = concatenate_others
+        self.validation_fraction = validation_fraction
         self.class_weight = class_weight
         self.random_state = random_state
         self.device = device
@@ -185,14 +197,14 @@ class CooccurrenceHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def fit(self, X: Matrix, y: ArrayLike, groups: ArrayLike | None = None) -> Self:
         """Fit to `X` (n, n_features), dense or CSR, and labels `y` (n,).
 
-        `groups` is checked and not used: nothing here is chosen by cross-validation.
+        Rows of one group stay on one side of the validation split.
 
         Raises
         ------
         ConfigError
             If a parameter is out of range, or the widths don't fit `X` or one another.
         DataError
-            If there is one class only.
+            If there is one class only, or one group and a validation part.
         """
         rows = read_training_rows(self, X, y, groups=groups)
         _check_training(self)
@@ -205,32 +217,70 @@ class CooccurrenceHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             torch.as_tensor(rows.y, device=device),
             torch.as_tensor(rows.sample_weight, dtype=torch.float32, device=device),
         )
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(self.random_state)
-            net = self._build_net().to(device)
-            self.loss_curve_ = self._fit_loop(net, *tensors)
+        self.sigma_, self.epochs_ = (0.0 if self.sigma == "auto" else self.sigma), self.epochs
+        if self.validation_fraction > 0:
+            train, held_out = self._split_validation(rows)
+            self._choose([tensor[train] for tensor in tensors], [tensor[held_out] for tensor in tensors])
+        net, self.loss_curve_, _ = self._train(tensors, epochs=self.epochs_, sigma=self.sigma_)
         # arrays, so that saving the head needs no torch pickle
         self.weights_ = {name: value.cpu().numpy().copy() for name, value in net.state_dict().items()}
         return self
 
-    def _fit_loop(self, net: CooccurrenceNet, X: Tensor, y: Tensor, sample_weight: Tensor) -> list[float]:
-        optimizer = torch.optim.Adam(net.parameters(), lr=self.learning_rate)
-        order = torch.Generator().manual_seed(self.random_state)
-        losses = []
-        net.train()
-        with track("train head", self.epochs, unit="epochs") as bar:
-            for _ in range(self.epochs):
-                shuffled = torch.randperm(len(X), generator=order).to(X.device)
-                total = torch.zeros((), device=X.device)
-                for batch in torch.split(shuffled, self.batch_size):
-                    optimizer.zero_grad()
-                    loss = compute_loss(net(*self._split(X[batch])), y[batch], sample_weight[batch])
-                    torch.autograd.backward(loss)
-                    optimizer.step()
-                    total += loss.detach() * len(batch)
-                losses.append(float(total) / len(X))
-                bar.advance()
-        return losses
+    def _split_validation(self, rows: TrainingRows) -> tuple[Tensor, Tensor]:
+        folds = assign_folds(
+            rows.y,
+            groups=rows.groups,
+            n_folds=round(1 / self.validation_fraction),
+            random_state=self.random_state,
+        )
+        train, held_out = folds[0]
+        return torch.from_numpy(train), torch.from_numpy(held_out)
+
+    def _choose(self, training: Sequence[Tensor], held_out: Sequence[Tensor]) -> None:
+        """Set `sigma_` and `epochs_` to what scores the lowest log loss on the held-out rows."""
+        sigmas = SIGMA_GRID if self.sigma == "auto" else (self.sigma,)
+        lowest = float("inf")
+        for sigma in sigmas:
+            _, _, losses = self._train(training, epochs=self.epochs, sigma=sigma, held_out=held_out)
+            if min(losses) < lowest:
+                lowest = min(losses)
+                self.sigma_, self.epochs_ = sigma, losses.index(lowest) + 1
+
+    def _train(
+        self, rows: Sequence[Tensor], *, epochs: int, sigma: float, held_out: Sequence[Tensor] | None = None
+    ) -> tuple[CooccurrenceNet, list[float], list[float]]:
+        """Train a net on rows (X, y, weights); return it and each epoch's training and held-out loss."""
+        X, y, sample_weight = rows
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(self.random_state)
+            net = self._build_net(sigma).to(X.device)
+            optimizer = torch.optim.Adam(net.parameters(), lr=self.learning_rate)
+            order = torch.Generator().manual_seed(self.random_state)
+            losses, held_out_losses = [], []
+            with track("train head", epochs, unit="epochs") as bar:
+                for _ in range(epochs):
+                    net.train()
+                    shuffled = torch.randperm(len(X), generator=order).to(X.device)
+                    total = torch.zeros((), device=X.device)
+                    for batch in torch.split(shuffled, self.batch_size):
+                        optimizer.zero_grad()
+                        loss = compute_loss(net(*self._split(X[batch])), y[batch], sample_weight[batch])
+                        torch.autograd.backward(loss)
+                        optimizer.step()
+                        total += loss.detach() * len(batch)
+                    losses.append(float(total) / len(X))
+                    if held_out is not None:
+                        held_out_losses.append(self._measure(net, *held_out))
+                    bar.advance()
+        return net, losses, held_out_losses
+
+    @torch.inference_mode()
+    def _measure(self, net: CooccurrenceNet, X: Tensor, y: Tensor, sample_weight: Tensor) -> float:
+        """Return the log loss of what `predict_proba` would say."""
+        net.eval()
+        scores = net(*self._split(X))
+        logits = scores.clamp_min(1e-12).log() if self.softmax_output else scores
+        return float(compute_loss(logits, y, sample_weight))
 
     def load_published(
         self, state_dict: Mapping[str, Tensor | ArrayLike], *, classes: Sequence[Any] | None = None
@@ -248,6 +298,11 @@ class CooccurrenceHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         ConfigError
             If names or shapes aren't this head's.
         """
+        if self.sigma == "auto":
+            raise ConfigError(
+                "sigma is 'auto', and weights don't tell it: give the one they were trained with."
+            )
+        self.sigma_, self.epochs_ = self.sigma, self.epochs
         weights = {name: np.asarray(value, dtype=np.float32) for name, value in state_dict.items()}
         try:
             branch_width, width = weights["compress_layers.0.0.weight"].shape
@@ -267,7 +322,9 @@ class CooccurrenceHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         self.n_features_in_ = n_branches * width + n_extra * branch_width
         with torch.device("meta"):  # shapes only
-            shapes = {name: tuple(value.shape) for name, value in self._build_net().state_dict().items()}
+            shapes = {
+                name: tuple(value.shape) for name, value in self._build_net(self.sigma_).state_dict().items()
+            }
         given = {name: value.shape for name, value in weights.items()}
         problems = [
             f"{name} has shape {given.get(name)}, must be {shapes.get(name)}"
@@ -288,14 +345,14 @@ class CooccurrenceHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         return min(range(max(n_joined, 0) + 1), key=miss)
 
-    def _build_net(self) -> CooccurrenceNet:
+    def _build_net(self, sigma: float) -> CooccurrenceNet:
         n_branches, width, n_extra, branch_width = self.shape_
         return CooccurrenceNet(
             n_branches,
             width,
             n_extra,
             len(self.classes_),
-            sigma=self.sigma,
+            sigma=sigma,
             branch_width=branch_width,
             hidden=self.hidden_,
             dropout=self.dropout,
@@ -313,7 +370,7 @@ class CooccurrenceHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Return the fitted network as a torch module in eval mode, on the CPU."""
         check_is_fitted(self)
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            net = self._build_net()
+            net = self._build_net(self.sigma_)
         net.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in self.weights_.items()})
         return net.eval()
 
@@ -383,6 +440,12 @@ def _check_training(head: CooccurrenceHead) -> None:
     problems = [f"{name} is {value!r}, must be positive" for name, value in positive.items() if not value > 0]
     if not 0 <= head.dropout < 1:
         problems.append(f"dropout is {head.dropout!r}, must be from 0 and below 1")
+    if not 0 <= head.validation_fraction <= 0.5:
+        problems.append(f"validation_fraction is {head.validation_fraction!r}, must be from 0 to 0.5")
+    if head.sigma == "auto" and head.validation_fraction == 0:
+        problems.append("sigma is 'auto', which needs a validation_fraction above 0")
+    elif head.sigma != "auto" and not head.sigma > 0:
+        problems.append(f"sigma is {head.sigma!r}, must be positive or 'auto'")
     if len(head.hidden) != 2 or min(head.hidden) < 1:
         problems.append(f"hidden is {head.hidden!r}, must be two positive sizes")
     if problems:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -26,8 +26,20 @@ def make_head(
     random_state: int = 0,
     class_weight: ClassWeight = None,
     views: Sequence[Sequence[int]] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Return an unfitted head; `views` goes to those that join views and is ignored by the others.
+    """Return an unfitted head.
+
+    Parameters
+    ----------
+    name : str
+        A key of `HEADS`.
+    widths, random_state, class_weight
+        As every head takes them.
+    views : sequence of sequences of int, optional
+        For heads that join views; ignored by the others.
+    options : mapping, optional
+        Further parameters of that head.
 
     Raises
     ------
@@ -39,7 +51,8 @@ def make_head(
             f"head '{name}' does not exist{suggest_nearest(name, HEADS)}: use one of {', '.join(HEADS)}."
         )
     module, class_name, takes_views = HEADS[name]
-    options: dict[str, Any] = {"random_state": random_state, "class_weight": class_weight}
+    shared: dict[str, Any] = {"random_state": random_state, "class_weight": class_weight}
     if takes_views:
-        options["views"] = views
-    return getattr(import_module(f"embedtune.heads.{module}"), class_name)(widths, **options)
+        shared["views"] = views
+    head_class = getattr(import_module(f"embedtune.heads.{module}"), class_name)
+    return head_class(widths, **shared, **(options or {}))

@@ -1,0 +1,184 @@
+"""Recipes: a YAML file's settings, what differs from task to task, and the quirks that can be switched on.
+
+::
+
+    name: …            every key of `Experiment`, and beside them
+    by_task:           settings of single tasks
+      mr: {embed.views.llama.max_length: 512}
+    quirks:            what the original did otherwise, off unless `compat` names it
+      padded_mean:
+        description: the mean runs over padding too
+        settings: {embed.views.llama.pooling: mean_padded}
+        by_task: {mr: {embed.views.llama.max_length: 3000}}
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from embedtune.errors import ConfigError, suggest_nearest
+
+RECIPES_DIR = Path(__file__).parent / "recipes"
+
+
+class Quirk(BaseModel):
+    """Something the original does that the recipe corrects."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    description: str
+    settings: dict[str, Any]
+    by_task: dict[str, dict[str, Any]] = {}
+
+
+class Recipe(NamedTuple):
+    """A recipe's raw parts; `settings` is nested as in `Experiment`, the values of the others have dotted keys."""
+
+    name: str
+    settings: dict[str, Any]
+    by_task: dict[str, dict[str, Any]]
+    quirks: dict[str, Quirk]
+
+    def resolve(self, overrides: Iterable[str] = (), *, task: str | None = None) -> dict[str, Any]:
+        """Return an experiment's settings: the recipe's, then the task's, the quirks', and the user's own.
+
+        Parameters
+        ----------
+        overrides : iterable of str
+            ``key=value``; the key ``compat`` chooses quirks: ``corrected`` (none), ``published`` (all) or a list.
+        task : str, optional
+            Whose settings of ``by_task`` apply.
+
+        Raises
+        ------
+        ConfigError
+            If an override can't be read, or a quirk is unknown.
+        """
+        own = [read_override(text) for text in overrides]
+        chosen = self._choose([value for key, value in own if key == "compat"])
+        steps = [self.by_task.get(task or "", {})]
+        for quirk in chosen:
+            steps += [quirk.settings, quirk.by_task.get(task or "", {})]
+        changes = [change for step in steps for change in step.items()]
+        return set_keys(self.settings, [*changes, *(pair for pair in own if pair[0] != "compat")])
+
+    def _choose(self, compat: list[Any]) -> list[Quirk]:
+        if not compat or compat[-1] == "corrected":
+            return []
+        if compat[-1] == "published" and self.quirks:
+            return list(self.quirks.values())
+        names = compat[-1] if isinstance(compat[-1], list) else [compat[-1]]
+        for name in names:
+            if name not in self.quirks:
+                allowed = ", ".join(("corrected", "published", *self.quirks)) if self.quirks else "corrected"
+                raise ConfigError(
+                    f"compat '{name}' is unknown to recipe {self.name}{suggest_nearest(str(name), self.quirks)}: "
+                    f"choose among {allowed}, several as [a, b]."
+                )
+        return [self.quirks[name] for name in names]
+
+
+def list_recipes() -> list[str]:
+    """Return the names of the shipped recipes."""
+    return sorted(path.stem for path in RECIPES_DIR.glob("*.yaml"))
+
+
+def read_recipe(recipe: str) -> Recipe:
+    """Read a recipe, by its name or by the path of a YAML file.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such recipe, the file isn't a YAML mapping, or its quirks are not as described above.
+    """
+    path = Path(recipe)
+    if path.suffix not in (".yaml", ".yml"):
+        names = list_recipes()
+        if recipe not in names:
+            raise ConfigError(
+                f"no recipe named '{recipe}'{suggest_nearest(recipe, names)}: there are {', '.join(names)}. "
+                "Give one of them, a .yaml file, or your own texts with --data."
+            )
+        path = RECIPES_DIR / f"{recipe}.yaml"
+    settings = _read_yaml(path)
+    by_task, quirks = settings.pop("by_task", {}), settings.pop("quirks", {})
+    try:
+        return Recipe(recipe, settings, by_task, {k: Quirk.model_validate(v) for k, v in quirks.items()})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise ConfigError(
+            f"quirks of {path} can't be read ({where}: {problem['msg']}): each has description and settings."
+        ) from None
+
+
+def read_override(text: str) -> tuple[str, Any]:
+    """Split ``key=value`` into a dotted key and the value, which is YAML.
+
+    Raises
+    ------
+    ConfigError
+        If it isn't ``key=value`` or its value isn't YAML.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not re.fullmatch(r"[\w.+-]+", key):
+        raise ConfigError(f"'{text}' is not a setting: write key=value, for example finetune.epochs=3.")
+    try:
+        return key, _number(yaml.safe_load(value))
+    except yaml.YAMLError:
+        raise ConfigError(f"can't read the value of {key}: '{value}' is not YAML. Quote it.") from None
+
+
+def set_keys(settings: Mapping[str, Any], changes: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Set dotted keys in a copy of nested settings.
+
+    Raises
+    ------
+    ConfigError
+        If a key leads through a single value.
+    """
+    result: dict[str, Any] = _copy(settings)
+    for key, value in changes:
+        place = result
+        *parents, last = key.split(".")
+        for parent in parents:
+            child = place.setdefault(parent, {})
+            if not isinstance(child, dict):
+                raise ConfigError(
+                    f"can't set {key}: {parent} is a single value. See `embedtune recipes NAME`."
+                )
+            place = child
+        place[last] = value
+    return result
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"can't read {path}: {error.strerror}. Give the path of a YAML file.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = " ".join(str(error).split())
+        raise ConfigError(f"{path} is not valid YAML: {where}. Mend that line.") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(
+            f"{path} holds no settings: write 'key: value' lines; see `embedtune recipes demo`."
+        )
+    return settings
+
+
+def _copy(value: Any) -> Any:
+    return {key: _copy(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+
+
+def _number(value: Any) -> Any:
+    """Read ``1e-4``, which YAML 1.1 takes for a string, as the number it is."""
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        return float(value)
+    return value
