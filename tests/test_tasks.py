@@ -177,7 +177,7 @@ def test_load_dataset_task_whose_data_is_not_under_embedtune_data(
         (
             {"source": "a.csv", "task": "gold_yesno"},
             "task 'gold_yesno' is unknown (did you mean 'gold_yes_no'?). Tasks: sentiment, yes_no, gold_sentiment, "
-            "gold_yes_no, fiqa, sst2, mr, r8.",
+            "gold_yes_no, fiqa, sst2, mr, ag_news, r8, r52.",
         ),
         (
             {"source": "a.csv", "task": "sentiment"},
@@ -254,3 +254,23 @@ def test_load_dataset_real_twitter_takes_the_validation_file_as_test() -> None:
 
 def test_tasks_describe_themselves_in_a_line() -> None:
     assert all(task.description and "\n" not in task.description for task in TASKS.values())
+
+
+@pytest.mark.parametrize("has_folder", [True, False])
+def test_ag_news_comes_from_its_folder_or_else_from_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_folder: bool
+) -> None:
+    folder = tmp_path / "ag_news"
+    folder.mkdir()
+    for split in ("train", "test"):
+        (folder / f"{split}.csv").write_text(
+            "text,label\nstocks rise,Business\nteam wins,Sports\n", encoding="utf-8"
+        )
+    if has_folder:
+        monkeypatch.setenv("EMBEDTUNE_DATA", str(tmp_path))
+    else:
+        monkeypatch.delenv("EMBEDTUNE_DATA", raising=False)
+        monkeypatch.setitem(TASKS, "ag_news", TASKS["ag_news"]._replace(hub=str(folder)))
+    found = load_dataset("ag_news")
+    assert (found.name, found.labels) == ("ag_news", ("Business", "Sports") * 2)
+    assert found.split == ("train", "train", "test", "test")

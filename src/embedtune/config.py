@@ -106,6 +106,7 @@ class CooccurrenceConfig(_Part):
     """LLMEmbed's head and its training; see `CooccurrenceHead`."""
 
     sigma: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
+    n_branch_blocks: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     branch_width: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     hidden: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (1024, 256)
     epochs: int = Field(default=50, ge=1)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import embedtune
+from embedtune.cli.ablate import ablate
 from embedtune.cli.bundles import predict
 from embedtune.cli.doctor import check_machine
 from embedtune.cli.recipe import recipes
@@ -42,6 +43,7 @@ for _stage in STAGE_HELP:
     app.command(_stage, help=f"{STAGE_HELP[_stage]} On the run folder of an earlier run or prepare.")(
         make_stage(_stage)
     )
+app.command()(ablate)
 app.command()(predict)
 app.command()(recipes)
 app.command("doctor")(check_machine)

@@ -80,7 +80,7 @@ def run(
         experiment = read_experiment(
             words or [], {key: value for key, value in source.items() if value is not None}
         )
-        _run(
+        run_experiment(
             experiment,
             out or Path("runs") / experiment.name,
             first=first,
@@ -104,7 +104,9 @@ def make_stage(stage: str) -> Callable[..., None]:
     ) -> None:
         with report_errors(debug):
             experiment = _read_run_folder(run_dir, settings or [])
-            _run(experiment, run_dir, first=stage, last=stage, quiet=quiet, verbose=verbose, redo=False)
+            run_experiment(
+                experiment, run_dir, first=stage, last=stage, quiet=quiet, verbose=verbose, redo=False
+            )
 
     return run_stage
 
@@ -160,7 +162,7 @@ def _read_run_folder(run_dir: Path, overrides: list[str]) -> Experiment:
     return build_experiment(read_recipe(str(path)).resolve(overrides), where=str(path))
 
 
-def _run(
+def run_experiment(
     experiment: Experiment,
     out: Path,
     *,

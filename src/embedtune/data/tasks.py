@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from embedtune.data.columns import find_column, join_rows, read_label, read_rows, read_texts
 from embedtune.data.dataset import TextDataset
+from embedtune.data.hub import read_hub
 from embedtune.data.tables import read_table
 from embedtune.data.textfile import read_text
 from embedtune.errors import DataError, suggest_nearest
@@ -41,11 +42,14 @@ class Task(NamedTuple):
         Where its file or folder lies under ``EMBEDTUNE_DATA``; None where it comes with the package.
     load : callable
         ``load(path, encoding)`` returns the `TextDataset`.
+    hub : str or None
+        The data set of the Hub that is read where the place isn't there.
     """
 
     description: str
     place: str | None
     load: Callable[[Path, str | None], TextDataset]
+    hub: str | None = None
 
 
 def load_task(name: str, *, source: str | Path | None = None, encoding: str | None = None) -> TextDataset:
@@ -74,6 +78,8 @@ def load_task(name: str, *, source: str | Path | None = None, encoding: str | No
         return replace(task.load(Path(), encoding), name=name)
     if source is None:
         root = os.environ.get("EMBEDTUNE_DATA")
+        if task.hub is not None and not (root and (Path(root) / task.place).exists()):
+            return replace(_load_hub(task.hub), name=name)
         if not root:
             raise DataError(
                 f"task '{name}' needs its data: give the file or folder as source with task='{name}', "
@@ -234,9 +240,27 @@ def _load_mr(path: Path, encoding: str | None) -> TextDataset:
     )
 
 
-def _load_r8(path: Path, encoding: str | None) -> TextDataset:
-    paths = [path] if path.is_file() else [path / "r8_train.jsonl", path / "r8_test.jsonl"]
-    return _load_tables(paths, "text", "label", encoding=encoding)
+def _load_reuters(name: str) -> Callable[[Path, str | None], TextDataset]:
+    def load(path: Path, encoding: str | None) -> TextDataset:
+        paths = [path] if path.is_file() else [path / f"{name}_train.jsonl", path / f"{name}_test.jsonl"]
+        return _load_tables(paths, "text", "label", encoding=encoding)
+
+    return load
+
+
+def _load_hub(source: str) -> TextDataset:
+    """Read a data set's training and test rows from the Hub, or from a folder in its layout."""
+    parts = [
+        read_rows(
+            read_hub(source, config=None, split=split),
+            name=source,
+            text_column="text",
+            label_column="label",
+            group_column=None,
+        )
+        for split in ("train", "test")
+    ]
+    return join_rows(parts, name=source)
 
 
 TASKS: dict[str, Task] = {
@@ -264,5 +288,12 @@ TASKS: dict[str, Task] = {
     ),
     "sst2": Task("SST-2 film review phrases, GLUE's dev rows as test", "sst2", _load_sst2),
     "mr": Task("film review sentences, 2 classes", "mr", _load_mr),
-    "r8": Task("Reuters-21578 topics, 8 classes, own test split", "r8", _load_r8),
+    "ag_news": Task(
+        "AG News topics, 4 classes, own test split",
+        "ag_news",
+        lambda path, encoding: _load_hub(str(path)),
+        hub="fancyzhx/ag_news",
+    ),
+    "r8": Task("Reuters-21578 topics, 8 classes, own test split", "r8", _load_reuters("r8")),
+    "r52": Task("Reuters-21578 topics, 52 classes, own test split", "r52", _load_reuters("r52")),
 }

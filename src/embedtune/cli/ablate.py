@@ -1,0 +1,87 @@
+"""embedtune ablate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from embedtune.cli.options import Data, Debug, LabelColumn, Out, Quiet, Task, TestData, TextColumn
+from embedtune.cli.runs import name_recipe, read_experiment, run_experiment
+from embedtune.cli.terminal import report_errors
+from embedtune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from embedtune.config import Experiment
+
+
+def ablate(
+    words: Annotated[
+        list[str], typer.Argument(metavar="RECIPE [KEY=VALUE]...", help="A recipe with quirks, and settings.")
+    ],
+    data: Data = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    task: Task = None,
+    test_data: TestData = None,
+    arm: Annotated[str, typer.Option(help="The arm whose predictions are compared.")] = "frozen+",
+    out: Out = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Run a recipe without its quirks, with each of them alone, and with all; draw the table."""
+    from embedtune.ablation import compare_variants, list_variants
+    from embedtune.console import make_console
+    from embedtune.recipe import read_recipe
+
+    source: dict[str, Any] = {
+        "source": data, "text_column": text_column, "label_column": label_column, "task": task,
+        "test_source": test_data,
+    }  # fmt: skip
+    source = {key: value for key, value in source.items() if value is not None}
+    with report_errors(debug):
+        recipe = read_recipe(name_recipe(words) or "llmembed")
+        if not recipe.quirks:
+            raise ConfigError(
+                f"recipe {recipe.name} has no quirks to switch on: `embedtune recipes` lists the others."
+            )
+        if any(word.startswith("compat=") for word in words):
+            raise ConfigError("compat is what ablate varies: leave it out.")
+        folders: dict[str, Path] = {}
+        experiments: list[Experiment] = []
+        for name, compat in list_variants(list(recipe.quirks)).items():
+            experiment = read_experiment([*words, compat], dict(source))
+            if len(experiment.tasks) > 1:
+                raise ConfigError(f"recipe {recipe.name} has several tasks: choose one with --task.")
+            if experiment in experiments:
+                typer.echo(f"{name}: makes no difference here", err=True)
+                continue
+            experiments.append(experiment)
+            root = out or Path("runs") / f"{experiment.name}-ablation"
+            folders[name] = root / name
+            run_experiment(experiment, folders[name], first=None, last="compare", quiet=True, verbose=False)
+            if not quiet:
+                typer.echo(f"{name}: done", err=True)
+        result = compare_variants(folders, arm=arm, output=root / "ablation.json")
+        _print(result, {name: quirk.description for name, quirk in recipe.quirks.items()}, make_console())
+        typer.echo(f"Figures: {root / 'ablation.json'}")
+
+
+def _print(result: dict[str, Any], descriptions: dict[str, str], console: Any) -> None:
+    from rich.table import Table
+
+    rows = {row["a"]: row for row in result["comparisons"] if row["metric"] == "macro_f1"}
+    table = Table("variant", title=f"{result['arm']}, macro-F1 on the test rows", title_justify="left")
+    for column in ("macro-F1 (95 % interval)", "points against corrected", "p (Holm)"):
+        table.add_column(column, justify="right")
+    table.add_column("what it does")
+    for name, scores in result["variants"].items():
+        figure, row = scores["macro_f1"], rows.get(name)
+        against = ("", "")
+        if row is not None:
+            low, high = 100 * row["low"], 100 * row["high"]
+            against = (f"{100 * row['difference']:+.1f} ({low:+.1f}, {high:+.1f})", f"{row['p_holm']:.3f}")
+        interval = f"{figure['value']:.3f} ({figure['low']:.3f}, {figure['high']:.3f})"
+        table.add_row(name, interval, *against, descriptions.get(name, ""))
+    console.print(table)
