@@ -28,7 +28,7 @@ def test_audit_rows_add_up() -> None:
     rows = make_audit()["rows"]
     kept = rows.pop("kept")
     sampled_out = rows.pop("sampled_out")
-    assert rows == {"read": 309, "empty": 6, "conflicting": 2, "merged": 1, "leaked": 1}
+    assert rows == {"read": 309, "refused": 0, "empty": 6, "conflicting": 2, "merged": 1, "leaked": 1}
     assert kept + sampled_out == 299
     assert 240 <= kept <= 250
 
@@ -112,7 +112,8 @@ def test_audit_of_phrasebank_finds_its_repeated_and_conflicting_sentences() -> N
     audit = prepare_splits(rows)[1]
     assert audit["n_conflicts"] == 2
     assert audit["rows"] == {
-        "read": 4846, "empty": 0, "conflicting": 4, "merged": 6, "leaked": 0, "sampled_out": 0, "kept": 4836,
+        "read": 4846, "refused": 0, "empty": 0, "conflicting": 4, "merged": 6, "leaked": 0, "sampled_out": 0,
+        "kept": 4836,
     }  # fmt: skip
 
 

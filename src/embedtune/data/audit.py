@@ -79,7 +79,7 @@ def build_audit(
 ) -> dict[str, Any]:
     """Say what became of every row.
 
-    ``rows`` adds up: read = empty + conflicting + merged + leaked + sampled_out + kept. Lists name rows by
+    ``rows`` adds up: read = refused + empty + conflicting + merged + leaked + sampled_out + kept. Lists name rows by
     their number in the source, from 0, and stop at `_N_LISTED` entries.
 
     Parameters
@@ -87,7 +87,8 @@ def build_audit(
     near : ndarray of shape (n_kept,), int64
         Near-duplicate cluster of each of the splits' rows.
     """
-    n_read = len(dataset) + dataset.n_dropped
+    n_refused = sum(n for _, n in dataset.refused)
+    n_read = len(dataset) + dataset.n_dropped + n_refused
     n_conflicting = sum(len(rows) for rows in merged.conflicts)
     n_leaked = int(clusters.leaked.sum())
     return {
@@ -98,13 +99,15 @@ def build_audit(
         "own_test_rows": bool(clusters.in_test.any()),
         "rows": {
             "read": n_read,
-            "empty": n_read - len(merged.rows) - len(merged.copies) - n_conflicting,
+            "refused": n_refused,
+            "empty": n_read - n_refused - len(merged.rows) - len(merged.copies) - n_conflicting,
             "conflicting": n_conflicting,
             "merged": len(merged.copies),
             "leaked": n_leaked,
             "sampled_out": len(merged.rows) - n_leaked - len(splits),
             "kept": len(splits),
         },
+        "refused_labels": dict(dataset.refused),
         "parts": {part: len(splits.rows(part)) for part in PARTS},
         "classes": count_classes(splits),
         "characters": describe_lengths(splits.texts),

@@ -30,6 +30,8 @@ class TextDataset:
         What the report calls it.
     n_dropped : int
         Rows the reader left out because text or label was null or empty.
+    refused : tuple of (str, int)
+        Labels that aren't the task's own, and how many rows bore each; the reader left them out.
     row_ids : tuple of int or None
         Each row's number in the source, from 0, empty rows counted; a test file's rows go on where the
         first file's end. None means 0, 1, 2 ...
@@ -51,6 +53,7 @@ class TextDataset:
     n_dropped: int = 0
     row_ids: tuple[int, ...] | None = None
     compared: tuple[str, ...] | None = None
+    refused: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         for column in ("labels", "groups", "split", "row_ids", "compared"):
@@ -81,6 +84,7 @@ class TextDataset:
             n_dropped=self.n_dropped,
             row_ids=tuple(rows) if self.row_ids is None else pick(self.row_ids),
             compared=None if self.compared is None else pick(self.compared),
+            refused=self.refused,
         )
 
 

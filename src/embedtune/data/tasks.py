@@ -13,6 +13,7 @@ from typing import NamedTuple
 from embedtune.data.columns import find_column, join_rows, read_label, read_rows, read_texts
 from embedtune.data.dataset import TextDataset
 from embedtune.data.hub import read_hub
+from embedtune.data.sujet import read_sentiments, read_yes_no
 from embedtune.data.tables import read_table
 from embedtune.data.textfile import read_text
 from embedtune.errors import DataError, suggest_nearest
@@ -29,6 +30,9 @@ GOLD_QUESTIONS = {
     "Price Direction Down": "Does the news headline talk about price going down?",
     "Asset Comparision": "Does the news headline compare gold with any other asset?",
 }
+
+
+SUJET = "sujet-ai/Sujet-Finance-Instruct-177k"
 
 
 class Task(NamedTuple):
@@ -79,7 +83,7 @@ def load_task(name: str, *, source: str | Path | None = None, encoding: str | No
     if source is None:
         root = os.environ.get("EMBEDTUNE_DATA")
         if task.hub is not None and not (root and (Path(root) / task.place).exists()):
-            return replace(_load_hub(task.hub), name=name)
+            return replace(task.load(Path(task.hub), encoding), name=name)
         if not root:
             raise DataError(
                 f"task '{name}' needs its data: give the file or folder as source with task='{name}', "
@@ -248,19 +252,34 @@ def _load_reuters(name: str) -> Callable[[Path, str | None], TextDataset]:
     return load
 
 
-def _load_hub(source: str) -> TextDataset:
-    """Read a data set's training and test rows from the Hub, or from a folder in its layout."""
+def _load_ag_news(path: Path, encoding: str | None) -> TextDataset:
+    name = path.as_posix()
     parts = [
         read_rows(
-            read_hub(source, config=None, split=split),
-            name=source,
+            read_hub(name, config=None, split=split),
+            name=name,
             text_column="text",
             label_column="label",
             group_column=None,
         )
         for split in ("train", "test")
     ]
-    return join_rows(parts, name=source)
+    return join_rows(parts, name=name)
+
+
+def _load_sujet(
+    read: Callable[..., TextDataset],
+) -> Callable[[Path, str | None], TextDataset]:
+    def load(path: Path, encoding: str | None) -> TextDataset:
+        is_file = path.is_file()
+        frame = (
+            read_table(path, encoding=encoding)
+            if is_file
+            else read_hub(path.as_posix(), config=None, split="train")
+        )
+        return read(frame, name=path.name)
+
+    return load
 
 
 TASKS: dict[str, Task] = {
@@ -280,6 +299,18 @@ TASKS: dict[str, Task] = {
     "gold_yes_no": Task(
         "four yes/no questions about each gold headline", "gold_commodity_news", _load_gold_yes_no
     ),
+    "sujet_sentiment": Task(
+        "sentiment prompts of Sujet-Finance-Instruct-177k, 5 classes (the capstone's first task)",
+        "sujet_finance",
+        _load_sujet(read_sentiments),
+        hub=SUJET,
+    ),
+    "sujet_yes_no": Task(
+        "yes/no questions of Sujet-Finance-Instruct-177k (the capstone's second task)",
+        "sujet_finance",
+        _load_sujet(read_yes_no),
+        hub=SUJET,
+    ),
     "fiqa": Task(
         f"FiQA 2018 sentiment towards a target: negative below {FIQA_NEGATIVE_BELOW}, "
         f"positive from {FIQA_POSITIVE_FROM}, own test split",
@@ -291,7 +322,7 @@ TASKS: dict[str, Task] = {
     "ag_news": Task(
         "AG News topics, 4 classes, own test split",
         "ag_news",
-        lambda path, encoding: _load_hub(str(path)),
+        _load_ag_news,
         hub="fancyzhx/ag_news",
     ),
     "r8": Task("Reuters-21578 topics, 8 classes, own test split", "r8", _load_reuters("r8")),

@@ -33,6 +33,7 @@ _AUDIT_KEYS = {
     "fingerprint": "Fingerprint of the data",
     "own_test_rows": "Test rows given by the source",
     "rows.read": "Rows read",
+    "rows.refused": "Rows left out: label not among the task's",
     "rows.empty": "Rows dropped: no text or no label",
     "rows.conflicting": "Rows dropped: one text, different labels",
     "rows.merged": "Rows merged into an equal one",
