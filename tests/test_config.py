@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from embedtune.config import build_experiment, dump_experiment
+from embedtune.config import FinetuneConfig, build_experiment, dump_experiment
 from embedtune.errors import ConfigError
 from embedtune.recipe import list_recipes, read_recipe
 
@@ -34,10 +34,9 @@ def test_resolve_leaves_the_settings_given_alone() -> None:
 
 def test_build_experiment_names_all_problems_at_once() -> None:
     assert fail("finetune.epoch=3", "fit.head=forest", "xx=1") == (
-        "3 problems in recipe demo: unknown key 'finetune.epoch' (did you mean 'epochs'?), allowed here: backbones, "
-        "method, "
-        "n_upper_layers, lora_rank, lora_alpha, epochs, learning_rate, batch_size, validation_fraction, patience, "
-        "class_weight; 'fit.head' is 'forest': input should be 'auto', 'logistic', 'ridge', 'stack' or 'cooccurrence'; "
+        "3 problems in recipe demo: unknown key 'finetune.epoch' (did you mean 'epochs'?), allowed here: "
+        f"{', '.join(FinetuneConfig.model_fields)}; 'fit.head' is 'forest': input should be 'auto', 'logistic', "
+        "'ridge', 'stack' or 'cooccurrence'; "
         "unknown key 'xx', allowed here: name, tasks, prepare, embed, finetune, fit, compare, seeds."
     )
 
@@ -124,3 +123,20 @@ def test_unknown_quirk_is_named_with_the_nearest(tmp_path: Path) -> None:
         f"compat 'paded' is unknown to recipe {path} (did you mean 'padded'?): "
         "choose among corrected, published, padded, hot, several as [a, b]."
     )
+
+
+def test_a_backbone_may_have_settings_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "two.yaml"
+    views = "{a: {kind: transformer, model: org/a}, b: {kind: transformer, model: org/b}}"
+    text = f"name: two\ntasks: {{t: {{source: x.csv}}}}\nembed: {{views: {views}}}\n"
+    path.write_text(f"{text}finetune: {{epochs: 3, by_backbone: {{org/b: {{method: lora, epochs: 1}}}}}}\n")
+    finetune = build_experiment(read_recipe(str(path)).resolve(), where="it").finetune
+    assert (finetune.of("org/a").method, finetune.of("org/a").epochs) == ("full", 3)
+    assert (finetune.of("org/b").method, finetune.of("org/b").epochs) == ("lora", 1)
+    for wrong, message in (
+        ("{org/c: {epochs: 1}}", "finetune.by_backbone names 'org/c', which no view reads"),
+        ("{org/b: {epoch: 1}}", "'finetune.by_backbone.org/b.epoch' is 1"),
+    ):
+        path.write_text(f"{text}finetune: {{by_backbone: {wrong}}}\n")
+        with pytest.raises(ConfigError, match=message):
+            build_experiment(read_recipe(str(path)).resolve(), where="it")

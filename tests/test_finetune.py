@@ -228,6 +228,27 @@ def test_fine_tune_takes_label_positions(tiny_bert: Path, tmp_path: Path) -> Non
     assert np.array_equal(by_name.head_weight, by_position.head_weight)
 
 
+def test_fine_tune_scheduler_and_gradient_norm_change_the_weights(tiny_bert: Path, tmp_path: Path) -> None:
+    changes: list[dict[str, Any]] = [
+        {},
+        {"scheduler": "cosine"},
+        {"scheduler": "constant"},
+        {"max_grad_norm": 0.01},
+    ]
+    heads = [tune(tiny_bert, tmp_path / str(i), **change).head_weight for i, change in enumerate(changes)]
+    assert all(not np.array_equal(heads[0], head) for head in heads[1:])
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_fine_tune_with_gradient_checkpointing_ends_with_the_same_weights(
+    tiny_llama: Path, tmp_path: Path, method: str
+) -> None:
+    options: dict[str, Any] = {"pooling": "last", "method": method, "dropout": 0.0}
+    plain = tune(tiny_llama, tmp_path / "a", **options)
+    spared = tune(tiny_llama, tmp_path / "b", gradient_checkpointing=True, **options)
+    np.testing.assert_allclose(spared.head_weight, plain.head_weight, atol=1e-6)
+
+
 BAD = [
     (
         {"method": "lore"},
@@ -246,6 +267,11 @@ BAD = [
         {"validation_fraction": 0.9},
         ConfigError,
         "validation_fraction 0.9 is out of range: set it between 0 and 0.5.",
+    ),
+    (
+        {"scheduler": "cosin"},
+        ConfigError,
+        "scheduler 'cosin' is unknown (did you mean 'cosine'?): choose one of linear, cosine, constant.",
     ),
     ({"weight_decay": -1}, ConfigError, "weight_decay -1 is out of range: set it to 0 or more."),
     (

@@ -86,20 +86,42 @@ class EmbedConfig(_Part):
     store: str = "auto"
 
 
-class FinetuneConfig(_Part):
-    """How backbones are fine-tuned; `backbones` names models of the views, or is ``"all"``."""
+class FinetuneSettings(_Part):
+    """How one backbone is fine-tuned; see `embedtune.finetune.train.fine_tune`."""
 
-    backbones: Literal["all"] | tuple[str, ...] = "all"
     method: Literal["full", "upper", "lora"] = "full"
     n_upper_layers: int = Field(default=2, ge=1)
     lora_rank: int = Field(default=8, ge=1)
     lora_alpha: int = Field(default=16, ge=1)
+    lora_targets: Literal["all-linear", "attention"] = "all-linear"
     epochs: int = Field(default=5, ge=1)
     learning_rate: float = Field(default=1e-4, gt=0)
+    head_learning_rate: float | None = Field(default=None, gt=0)
     batch_size: int = Field(default=32, ge=1)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
     validation_fraction: float = Field(default=0.0, ge=0, lt=1)
     patience: int | None = Field(default=None, ge=1)
     class_weight: Literal["balanced"] | None = None
+    warmup_fraction: float = Field(default=0.1, ge=0, le=1)
+    weight_decay: float = Field(default=0.01, ge=0)
+    scheduler: Literal["linear", "cosine", "constant"] = "linear"
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    gradient_checkpointing: bool = False
+
+
+class FinetuneConfig(FinetuneSettings):
+    """How backbones are fine-tuned.
+
+    `backbones` names models of the views, or is ``"all"``; `by_backbone` holds, by model, what differs for it.
+    """
+
+    backbones: Literal["all"] | tuple[str, ...] = "all"
+    by_backbone: dict[str, dict[str, Any]] = {}
+
+    def of(self, model: str) -> FinetuneSettings:
+        """Return the settings of one backbone."""
+        shared = self.model_dump(exclude={"backbones", "by_backbone"})
+        return FinetuneSettings.model_validate({**shared, **self.by_backbone.get(model, {})})
 
 
 class CooccurrenceConfig(_Part):
@@ -160,13 +182,24 @@ class Experiment(_Part):
     @model_validator(mode="after")
     def _check_backbones(self) -> Experiment:
         models = {view.model for view in self.embed.views.values() if isinstance(view, TransformerView)}
-        if self.finetune.backbones != "all":
-            for model in self.finetune.backbones:
+        chosen = () if self.finetune.backbones == "all" else self.finetune.backbones
+        for key, names in (("backbones", chosen), ("by_backbone", tuple(self.finetune.by_backbone))):
+            for model in names:
                 if model not in models:
                     raise ValueError(
-                        f"finetune.backbones names '{model}', which no view reads: the views read "
+                        f"finetune.{key} names '{model}', which no view reads: the views read "
                         f"{sorted(models)}{suggest_nearest(model, models)}"
                     )
+        for model in self.finetune.by_backbone:
+            try:
+                self.finetune.of(model)
+            except ValidationError as error:
+                where = f"finetune.by_backbone.{model}"
+                problems = [
+                    f"'{where}.{problem['loc'][0]}' is {problem['input']!r}: {problem['msg'].lower()}"
+                    for problem in error.errors()
+                ]
+                raise ValueError("; ".join(problems)) from None
         return self
 
 

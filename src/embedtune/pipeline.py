@@ -88,7 +88,6 @@ def embed(run: TaskRun) -> None:
 
 def finetune(run: TaskRun) -> None:
     """Fine-tune each chosen backbone on the rows each tuned arm gives it."""
-    settings = run.experiment.finetune
     splits = run.splits
     names = splits.label_names
     y = _encode(splits)
@@ -119,7 +118,7 @@ def finetune(run: TaskRun) -> None:
                             trust_remote_code=view.trust_remote_code,
                             seed=seed,
                             device=run.experiment.embed.device,
-                            **settings.model_dump(exclude={"backbones"}),
+                            **run.experiment.finetune.of(view.model).model_dump(),
                         )
                     return {
                         "seconds": tuned.seconds,

@@ -126,7 +126,7 @@ def adapter_step(model: str, parts: tuple[str, ...], seed: int) -> str:
 
 
 def adapter_key(run: TaskRun, view: TransformerView, parts: tuple[str, ...], seed: int) -> str:
-    settings = run.experiment.finetune.model_dump(exclude={"backbones"})
+    settings = run.experiment.finetune.of(view.model).model_dump()
     way = view.model_dump(exclude={"layers"})
     return digest(run.record("prepare")["key"], settings, way, parts, seed)
 

@@ -21,8 +21,8 @@ def hush_libraries(*, keep_bars: bool = False) -> Iterator[None]:
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         with warnings.catch_warnings():
-            # peft asks transformers for an attribute that has a new name there.
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.* is deprecated")
+            # peft and we ask transformers for what has a new name in its latest version.
+            warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")
             yield
     finally:
         transformers_logging.set_verbosity(verbosity)

@@ -276,6 +276,8 @@ def _make_arguments(
         learning_rate=settings.learning_rate,
         warmup_steps=math.ceil(n_steps * settings.warmup_fraction),
         weight_decay=settings.weight_decay,
+        lr_scheduler_type="constant_with_warmup" if settings.scheduler == "constant" else settings.scheduler,
+        max_grad_norm=settings.max_grad_norm,
         seed=settings.seed,
         bf16=precision == "bfloat16",
         fp16=precision == "float16",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from embedtune.embed.backbone import Description
 from embedtune.embed.loading import load_weights
 from embedtune.embed.pooling import OWN_TOKENS, pool, pool_all_positions
+from embedtune.embed.quiet import hush_libraries
 from embedtune.errors import BackboneError, ConfigError
 from embedtune.finetune.lora import add_lora
 from embedtune.finetune.settings import Settings
@@ -137,6 +138,9 @@ def build_classifier(
         )
     elif settings.method == "upper":
         freeze_lower(model, n_upper=settings.n_upper_layers, n_layers=description.n_layers)
+    if settings.gradient_checkpointing:
+        with hush_libraries():
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return PooledClassifier(
         model,
         width=description.width,

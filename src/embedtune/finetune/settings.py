@@ -10,6 +10,7 @@ from embedtune.errors import ConfigError, suggest_nearest
 
 METHODS = ("full", "upper", "lora")
 CLASS_WEIGHTS = (None, "balanced")
+SCHEDULERS = ("linear", "cosine", "constant")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class Settings:
     class_weight: str | None
     warmup_fraction: float
     weight_decay: float
+    scheduler: str
+    max_grad_norm: float
+    gradient_checkpointing: bool
     seed: int
 
     def as_dict(self) -> dict[str, Any]:
@@ -60,6 +64,11 @@ def check_settings(settings: Settings) -> None:
         raise ConfigError(
             f"class_weight {settings.class_weight!r} is unknown{nearest}: set it to 'balanced' or None."
         )
+    if settings.scheduler not in SCHEDULERS:
+        nearest = suggest_nearest(str(settings.scheduler), SCHEDULERS)
+        raise ConfigError(
+            f"scheduler {settings.scheduler!r} is unknown{nearest}: choose one of {', '.join(SCHEDULERS)}."
+        )
     check_pooling(settings.pooling)
     for name in ("n_upper_layers", "lora_rank", "epochs", "batch_size", "max_length", "patience"):
         value = getattr(settings, name)
@@ -67,7 +76,7 @@ def check_settings(settings: Settings) -> None:
             continue
         if not isinstance(value, int) or value < 1:
             raise ConfigError(f"{name} {value!r} is out of range: set it to 1 or more.")
-    for name in ("learning_rate", "head_learning_rate", "lora_alpha"):
+    for name in ("learning_rate", "head_learning_rate", "lora_alpha", "max_grad_norm"):
         if not getattr(settings, name) > 0:
             raise ConfigError(f"{name} {getattr(settings, name)!r} is out of range: set it above 0.")
     for name, highest in (("validation_fraction", 0.5), ("warmup_fraction", 1.0), ("dropout", 0.9)):

@@ -62,6 +62,9 @@ def fine_tune(
     class_weight: str | None = None,
     warmup_fraction: float = 0.1,
     weight_decay: float = 0.01,
+    scheduler: str = "linear",
+    max_grad_norm: float = 1.0,
+    gradient_checkpointing: bool = False,
     precision: str = "auto",
     device: str = "auto",
     seed: int = 0,
@@ -70,9 +73,9 @@ def fine_tune(
 ) -> FineTuned:
     """Fine-tune a backbone for classification.
 
-    The last layer's pooled vector goes through dropout and a linear head; cross-entropy is minimised with AdamW and
-    a linear schedule that ends at 0. By default all rows are trained on and the last epoch is kept; with a validation
-    part it is the epoch of highest macro-F1 there, of lowest log loss on a tie.
+    The last layer's pooled vector goes through dropout and a linear head; cross-entropy is minimised with AdamW. By
+    default all rows are trained on and the last epoch is kept; with a validation part it is the epoch of highest
+    macro-F1 there, of lowest log loss on a tie.
 
     A call that was killed goes on where it was when repeated with the same arguments, and ends with the same
     weights; a finished one is read back. Global random generators are left as they were.
@@ -110,6 +113,12 @@ def fine_tune(
         Weight labels in the loss by the inverse of their frequency.
     warmup_fraction : float
         Share of the steps in which the learning rate rises.
+    scheduler : {"linear", "cosine", "constant"}
+        What the learning rate does after that; the first two end at 0.
+    max_grad_norm : float
+        Gradients of a larger norm are scaled down to it.
+    gradient_checkpointing : bool
+        Compute activations anew in the backward pass instead of keeping them: less memory, about a third more time.
     precision : {"auto", "float32", "bfloat16", "float16"}
         Of the forward pass (autocast); weights stay float32. See `resolve_training_precision` for ``"auto"``.
     device : str
@@ -152,6 +161,9 @@ def fine_tune(
         class_weight=class_weight,
         warmup_fraction=warmup_fraction,
         weight_decay=weight_decay,
+        scheduler=scheduler,
+        max_grad_norm=max_grad_norm,
+        gradient_checkpointing=gradient_checkpointing,
         seed=seed,
     )
     check_settings(settings)
