@@ -7,10 +7,9 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.metrics import f1_score
-from sklearn.utils.validation import check_is_fitted, validate_data
 
+from embedtune.heads.base import Head
 from embedtune.heads.blocks import Floats, Matrix, split_blocks
 from embedtune.heads.crossfit import CrossFit, measure_log_loss, plan_folds
 from embedtune.heads.linear import LogisticHead, RidgeHead, cross_fit_logistic
@@ -18,7 +17,7 @@ from embedtune.heads.stack import StackHead, resolve_views
 from embedtune.heads.training import ClassWeight, TrainingRows, read_training_rows
 
 
-class AutoHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class AutoHead(Head):
     """Logistic regression, ridge or a stack, whichever has the best out-of-fold macro-F1.
 
     Equal macro-F1 (to four places) is decided by log loss. The folds are the same for all, and the scores
@@ -115,21 +114,9 @@ class AutoHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict_proba(self, X: Matrix) -> Floats:
         """Return probabilities (n, K), float64, columns in the order of `classes_`."""
-        check_is_fitted(self)
-        X = validate_data(self, X, accept_sparse="csr", dtype=[np.float32, np.float64], reset=False)
+        X = self._read(X)
         probabilities: Floats = self.head_.predict_proba(X)
         return probabilities
-
-    def predict(self, X: Matrix) -> NDArray[Any]:
-        """Return the likeliest class of each row."""
-        best = self.predict_proba(X).argmax(axis=1)
-        labels: NDArray[Any] = self.classes_[best]
-        return labels
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = True
-        return tags
 
 
 def _score(cross: CrossFit, rows: TrainingRows) -> dict[str, float]:

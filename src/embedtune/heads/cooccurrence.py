@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from embedtune.errors import ConfigError
+from embedtune.heads.base import Head
 from embedtune.heads.blocks import Floats, Matrix
 from embedtune.heads.crossfit import assign_folds
 from embedtune.heads.training import ClassWeight, TrainingRows, read_training_rows
@@ -101,7 +101,7 @@ class CooccurrenceNet(nn.Module):
         return scores.softmax(dim=1) if self.softmax_output else scores
 
 
-class CooccurrenceHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class CooccurrenceHead(Head):
     """Branches per layer, their co-occurrence with the other views, and a small network on top.
 
     The first blocks (one backbone's layers) each pass a branch; the branches' outputs and the remaining
@@ -381,8 +381,7 @@ class CooccurrenceHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict_proba(self, X: Matrix) -> Floats:
         """Return probabilities (n, K), float64, columns in the order of `classes_`."""
-        check_is_fitted(self)
-        X = validate_data(self, X, accept_sparse="csr", dtype=[np.float32, np.float64], reset=False)
+        X = self._read(X)
         device = self._resolve_device()
         # float64, so a row's result doesn't depend on the rows beside it
         net = self.build_module().to(device, torch.float64)
@@ -393,17 +392,6 @@ class CooccurrenceHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 found = net(*self._split(batch))
                 parts.append((found if self.softmax_output else found.softmax(dim=1)).cpu().numpy())
         return np.concatenate(parts)
-
-    def predict(self, X: Matrix) -> NDArray[Any]:
-        """Return the likeliest class of each row."""
-        best = self.predict_proba(X).argmax(axis=1)
-        labels: NDArray[Any] = self.classes_[best]
-        return labels
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = True
-        return tags
 
 
 def compute_loss(scores: Tensor, y: Tensor, sample_weight: Tensor) -> Tensor:

@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from scipy.special import softmax
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
 
 from embedtune.errors import ConfigError
+from embedtune.heads.base import Head
 from embedtune.heads.blocks import BlockMatrix, Floats, Ints, Matrix, fit_scale, split_blocks
 from embedtune.heads.crossfit import (
     CrossFit,
@@ -37,7 +36,7 @@ C_GRID = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 ALPHA_GRID = (300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1)
 
 
-class LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class LinearClassifier(Head):
     """What the linear heads share once fitted: `coef_` (K, n_features), `intercept_` (K,), `classes_`.
 
     Both act on the columns as given, dense or sparse; probabilities are the softmax of the scores.
@@ -49,8 +48,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def compute_scores(self, X: Matrix) -> Floats:
         """Return the class scores, (n, K) float64, with two classes too; columns follow `classes_`."""
-        check_is_fitted(self)
-        X = validate_data(self, X, accept_sparse="csr", dtype=[np.float32, np.float64], reset=False)
+        X = self._read(X)
         return _multiply_rows(X, self.coef_.T) + self.intercept_
 
     def decision_function(self, X: Matrix) -> Floats:
@@ -62,17 +60,6 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Return probabilities (n, K), float64, columns in the order of `classes_`."""
         probabilities: Floats = softmax(self.compute_scores(X), axis=1)
         return probabilities
-
-    def predict(self, X: Matrix) -> NDArray[Any]:
-        """Return the likeliest class of each row."""
-        best = self.compute_scores(X).argmax(axis=1)
-        labels: NDArray[Any] = self.classes_[best]
-        return labels
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = True
-        return tags
 
 
 class LogisticHead(LinearClassifier):

@@ -8,17 +8,16 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_softmax
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
 
 from embedtune.errors import ConfigError
+from embedtune.heads.base import Head
 from embedtune.heads.blocks import Floats, Matrix, slice_blocks, split_blocks
 from embedtune.heads.crossfit import CrossFit, FoldPlan, plan_folds
 from embedtune.heads.linear import LogisticHead, cross_fit_logistic
 from embedtune.heads.training import ClassWeight, TrainingRows, read_training_rows
 
 
-class StackHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class StackHead(Head):
     """Stacked generalisation over views.
 
     Each view's logistic regression is cross-fitted once: the pass that chooses its C also gives the
@@ -109,8 +108,7 @@ class StackHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict_view_probabilities(self, X: Matrix) -> Floats:
         """Return each view's own probabilities, (n_views, n, K)."""
-        check_is_fitted(self)
-        X = validate_data(self, X, accept_sparse="csr", dtype=[np.float32, np.float64], reset=False)
+        X = self._read(X)
         return np.stack(
             [
                 head.predict_proba(slice_blocks(X, self.widths_, view))
@@ -120,24 +118,12 @@ class StackHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict_proba(self, X: Matrix) -> Floats:
         """Return probabilities (n, K), float64, columns in the order of `classes_`."""
-        check_is_fitted(self)
-        X = validate_data(self, X, accept_sparse="csr", dtype=[np.float32, np.float64], reset=False)
+        X = self._read(X)
         opinions = [
             log_softmax(head.compute_scores(slice_blocks(X, self.widths_, view)), axis=1)
             for head, view in zip(self.heads_, self.views_, strict=True)
         ]
         return self.joiner_.predict_proba(np.hstack(opinions))
-
-    def predict(self, X: Matrix) -> NDArray[Any]:
-        """Return the likeliest class of each row."""
-        best = self.predict_proba(X).argmax(axis=1)
-        labels: NDArray[Any] = self.classes_[best]
-        return labels
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = True
-        return tags
 
 
 def resolve_views(views: Sequence[Sequence[int]] | None, n_blocks: int) -> tuple[tuple[int, ...], ...]:
