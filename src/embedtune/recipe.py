@@ -3,7 +3,7 @@
 ::
 
     name: …            every key of `Experiment`, and beside them
-    by_task:           settings of single tasks
+    by_task:           settings of single tasks, for runs of one task
       mr: {embed.views.llama.max_length: 512}
     quirks:            what the original did otherwise, off unless `compat` names it
       padded_mean:

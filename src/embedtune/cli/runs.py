@@ -117,7 +117,8 @@ def read_experiment(words: list[str], source: dict[str, Any]) -> Experiment:
     from embedtune.recipe import read_recipe
 
     recipe = read_recipe(name_recipe(words) or ("default" if source else "demo"))
-    task = None
+    tasks = list(recipe.settings.get("tasks", ()))
+    task = tasks[0] if len(tasks) == 1 else None
     if source:
         if "source" not in source and "task" in source:
             source["source"] = source.pop("task")
@@ -125,7 +126,7 @@ def read_experiment(words: list[str], source: dict[str, Any]) -> Experiment:
             given = ", ".join(f"--{key.replace('_', '-')}" for key in source)
             raise ConfigError(f"{given} needs texts to speak of: name them with --data.")
         task = _name_task(source)
-        name = task if recipe.name == "default" else f"{recipe.settings['name']}-{task}"
+        name = task if recipe.name == "default" else f"{Path(recipe.name).stem}-{task}"
         recipe = recipe._replace(settings={**recipe.settings, "name": name, "tasks": {task: source}})
     settings = recipe.resolve([word for word in words if "=" in word], task=task)
     where = f"recipe {recipe.name}"
