@@ -368,6 +368,14 @@ def test_fine_tune_refuses_a_folder_finished_with_other_arguments(tiny_bert: Pat
         tune(tiny_bert, tmp_path / "out", seed=3)
 
 
+def test_fine_tune_replaces_a_finished_one_when_told_to(tiny_bert: Path, tmp_path: Path) -> None:
+    first = tune(tiny_bert, tmp_path / "a")
+    other = tune(tiny_bert, tmp_path / "a", learning_rate=3e-3, replace=True)
+    assert not np.array_equal(first.head_weight, other.head_weight)
+    fresh = tune(tiny_bert, tmp_path / "b", learning_rate=3e-3)
+    assert np.array_equal(fresh.head_weight, other.head_weight)
+
+
 def spoil_head(folder: Path) -> None:
     path = folder / "head.safetensors"
     data = bytearray(path.read_bytes())

@@ -116,6 +116,24 @@ def test_changed_head_redoes_heads_only(recipe: Path, finished: Path, tmp_path: 
     assert fits <= changed <= fits | {"compare.json", "report.json", "bundle.json"}
 
 
+@pytest.mark.parametrize(
+    "setting",
+    ["finetune.epochs=2", "prepare.tune_fraction=0.4", "seeds=[1]", "embed.views.bert.max_length=24"],
+)
+def test_changed_setting_takes_the_place_of_the_old_one(
+    recipe: Path, finished: Path, tmp_path: Path, setting: str
+) -> None:
+    """The folder ends with the figures of a run that had the setting from the start."""
+    import shutil
+
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    assert call("run", recipe, "--out", out, setting).exit_code == 0
+    assert call("run", recipe, "--out", tmp_path / "fresh", setting).exit_code == 0
+    assert read_figures(out) == read_figures(tmp_path / "fresh")
+    assert read_figures(out) != read_figures(finished)
+
+
 def test_from_stage_redoes_it_and_what_follows(recipe: Path, finished: Path, tmp_path: Path) -> None:
     import shutil
 

@@ -118,6 +118,7 @@ def finetune(run: TaskRun) -> None:
                             trust_remote_code=view.trust_remote_code,
                             seed=seed,
                             device=run.experiment.embed.device,
+                            replace=True,
                             **run.experiment.finetune.of(view.model).model_dump(),
                         )
                     return {

@@ -70,6 +70,7 @@ def fine_tune(
     seed: int = 0,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    replace: bool = False,
 ) -> FineTuned:
     """Fine-tune a backbone for classification.
 
@@ -90,7 +91,8 @@ def fine_tune(
     label_names : sequence of str
         All labels, in the order of the head's rows.
     output_dir : str or Path
-        Made if missing; may hold an unfinished call's files, or a finished one's of the same arguments.
+        Made if missing; may hold an unfinished call's files, or a finished one's of the same arguments (of any, with
+        `replace`).
     groups : sequence, length n_rows, optional
         Rows of equal value stay on one side of the validation split.
     method : {"full", "upper", "lora"}
@@ -125,6 +127,8 @@ def fine_tune(
         ``"auto"`` or a torch device.
     revision, trust_remote_code
         As `TransformerEncoder` takes them.
+    replace : bool
+        Let this fine-tuning take the place of one that finished with other arguments.
 
     Returns
     -------
@@ -178,7 +182,7 @@ def fine_tune(
     key = _make_key(description, settings, texts, y, groups, precision=precision, device=device)
     folder = Path(output_dir).expanduser()
     with _hold_folder(folder):
-        if (done := _read_finished(folder, key)) is not None:
+        if (done := _read_finished(folder, key, replace=replace)) is not None:
             return done
         open_checkpoints(folder / _CHECKPOINTS, key)
         with keep_random_state(seed):
@@ -347,18 +351,21 @@ def _make_key(
     }
 
 
-def _read_finished(folder: Path, key: dict[str, Any]) -> FineTuned | None:
-    """Return an earlier call's result if it had the same arguments.
+def _read_finished(folder: Path, key: dict[str, Any], *, replace: bool) -> FineTuned | None:
+    """Return an earlier call's result if it had the same arguments; with `replace`, forget it if it had others.
 
     Raises
     ------
     RunFolderError
-        If it had others.
+        If it had others, without `replace`.
     """
     facts = saved.read_facts(folder)
     if facts is None:
         return None
     changed = sorted(name for name in key if facts["key"].get(name) != key[name] and name != "torch")
+    if changed and replace:
+        (folder / saved.FACTS).unlink()
+        return None
     if changed:
         raise RunFolderError(
             f"output folder '{folder}' holds a finished fine-tuning with other {' and '.join(changed)}: "
