@@ -11,6 +11,7 @@ import pytest
 
 from embedtune.data.delimited import find_delimiter
 from embedtune.data.sources import load_dataset, read_table
+from embedtune.data.tasks import TASKS
 from embedtune.errors import DataError
 
 TEXTS = ("Profit rose, again", 'He said "sell"', "Nothing new")
@@ -314,8 +315,8 @@ def test_load_dataset_unreadable_file(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_load_dataset_neither_file_nor_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert refuse("sentimant") == (
-        "'sentimant' is no file and no built-in task (did you mean 'sentiment'?). Tasks: sentiment, yes_no, "
-        "gold_sentiment, gold_yes_no, fiqa, sst2, mr, r8; a Hub data set is written organisation/name."
+        "'sentimant' is no file and no built-in task (did you mean 'sentiment'?). "
+        f"Tasks: {', '.join(TASKS)}; a Hub data set is written organisation/name."
     )
 
 

@@ -176,8 +176,7 @@ def test_load_dataset_task_whose_data_is_not_under_embedtune_data(
     [
         (
             {"source": "a.csv", "task": "gold_yesno"},
-            "task 'gold_yesno' is unknown (did you mean 'gold_yes_no'?). Tasks: sentiment, yes_no, gold_sentiment, "
-            "gold_yes_no, sujet_sentiment, sujet_yes_no, fiqa, sst2, mr, ag_news, r8, r52.",
+            f"task 'gold_yesno' is unknown (did you mean 'gold_yes_no'?). Tasks: {', '.join(TASKS)}.",
         ),
         (
             {"source": "a.csv", "task": "sentiment"},
