@@ -1,5 +1,6 @@
 """Linear heads, their solvers and their cross-validation."""
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -271,13 +272,16 @@ class _SpySolver:
     def __init__(self) -> None:
         self.trained: list[tuple[BlockMatrix, Ints]] = []
         self.n_steps: list[int] = []
+        self.lock = threading.Lock()
 
     def __call__(self, matrix: BlockMatrix, y: Ints, sample_weight: np.ndarray) -> Any:
-        self.trained.append((matrix, y))
-        self.n_steps.append(0)
+        with self.lock:  # folds are fitted side by side
+            place = len(self.trained)
+            self.trained.append((matrix, y))
+            self.n_steps.append(0)
 
         def step(strength: float) -> Linear:
-            self.n_steps[-1] += 1
+            self.n_steps[place] += 1
             return Linear(np.zeros((matrix.n_columns, 2)), np.array([0.0, abs(strength - 3)]))
 
         return step
