@@ -75,7 +75,12 @@ def test_quirk_of_one_task_reads_its_test_rows_at_another_length(
     assert results[6] != results[64]
 
 
-def test_ablate_refuses_a_recipe_without_quirks(tmp_path: Path) -> None:
+def test_ablate_refuses_a_recipe_without_quirks_and_an_arm_that_is_not_run(tmp_path: Path) -> None:
     result = call("ablate", "demo", "--out", tmp_path / "a")
     assert result.exit_code == 2
     assert "recipe demo has no quirks" in result.stderr
+    result = call("ablate", "llmembed", "--arm", "tuned", "--out", tmp_path / "a")
+    assert result.exit_code == 2
+    assert (
+        "arm 'tuned' isn't run by recipe llmembed: give --arm majority or floor or frozen+." in result.stderr
+    )

@@ -140,3 +140,13 @@ def test_a_backbone_may_have_settings_of_its_own(tmp_path: Path) -> None:
         path.write_text(f"{text}finetune: {{by_backbone: {wrong}}}\n")
         with pytest.raises(ConfigError, match=message):
             build_experiment(read_recipe(str(path)).resolve(), where="it")
+
+
+@pytest.mark.parametrize(
+    "part", ["quirks: [a]", "quirks: {a: {settings: {}}}", "by_task: 3", "by_task: {a: 1}"]
+)
+def test_recipe_with_malformed_parts_is_refused_in_one_line(tmp_path: Path, part: str) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text(f"name: odd\n{part}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"of .*odd\.yaml can't be read .*: by_task holds settings by task"):
+        read_recipe(str(path))

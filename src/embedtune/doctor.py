@@ -122,7 +122,7 @@ def _check_device() -> Finding:
     if device == "cpu":
         found = f"CPU, {torch.get_num_threads()} threads, {precision}"
         if precision == "float32":
-            advice = "no bfloat16 instructions: extraction takes two to three times as long"
+            advice = "no bfloat16 instructions: extraction takes about twice as long"
             return Finding("device", "note", found, advice)
         return Finding("device", "ok", found)
     return Finding("device", "ok", f"{device}, {precision}")

@@ -136,7 +136,8 @@ def arm_key(run: TaskRun, arm: str) -> str:
     experiment = run.experiment
     parts: list[Any] = [run.record("prepare")["key"], arm, experiment.seeds]
     if arm not in ("majority", "end-to-end"):
-        parts.append(experiment.fit.model_dump())
+        unused = set() if experiment.fit.head == "cooccurrence" else {"cooccurrence"}
+        parts.append(experiment.fit.model_dump(exclude=unused))
     if arm in ("frozen", "frozen+", "tuned"):
         parts.append([[name, view.model_dump()] for name, view in experiment.embed.views.items()])
         parts.append([experiment.embed.precision, experiment.embed.device])

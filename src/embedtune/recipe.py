@@ -37,6 +37,11 @@ class Quirk(BaseModel):
     by_task: dict[str, dict[str, Any]] = {}
 
 
+class _Extra(BaseModel):
+    by_task: dict[str, dict[str, Any]] = {}
+    quirks: dict[str, Quirk] = {}
+
+
 class Recipe(NamedTuple):
     """A recipe's raw parts; `settings` is nested as in `Experiment`, the values of the others have dotted keys."""
 
@@ -107,15 +112,18 @@ def read_recipe(recipe: str) -> Recipe:
             )
         path = RECIPES_DIR / f"{recipe}.yaml"
     settings = _read_yaml(path)
-    by_task, quirks = settings.pop("by_task", {}), settings.pop("quirks", {})
     try:
-        return Recipe(recipe, settings, by_task, {k: Quirk.model_validate(v) for k, v in quirks.items()})
+        extra = _Extra.model_validate(
+            {key: settings.pop(key) for key in ("by_task", "quirks") if key in settings}
+        )
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
         raise ConfigError(
-            f"quirks of {path} can't be read ({where}: {problem['msg']}): each has description and settings."
+            f"{where} of {path} can't be read ({problem['msg'].lower()}): by_task holds settings by task, "
+            "and each of the quirks has a description and settings."
         ) from None
+    return Recipe(recipe, settings, extra.by_task, extra.quirks)
 
 
 def read_override(text: str) -> tuple[str, Any]:

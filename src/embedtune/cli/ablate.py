@@ -54,6 +54,10 @@ def ablate(
             experiment = read_experiment([*words, compat], dict(source))
             if len(experiment.tasks) > 1:
                 raise ConfigError(f"recipe {recipe.name} has several tasks: choose one with --task.")
+            if arm not in experiment.compare.arms:
+                raise ConfigError(
+                    f"arm '{arm}' isn't run by recipe {recipe.name}: give --arm {' or '.join(experiment.compare.arms)}."
+                )
             if experiment in experiments:
                 typer.echo(f"{name}: makes no difference here", err=True)
                 continue

@@ -117,8 +117,8 @@ def read_experiment(words: list[str], source: dict[str, Any]) -> Experiment:
     from embedtune.recipe import read_recipe
 
     recipe = read_recipe(name_recipe(words) or ("default" if source else "demo"))
-    tasks = list(recipe.settings.get("tasks", ()))
-    task = tasks[0] if len(tasks) == 1 else None
+    tasks = recipe.settings.get("tasks")
+    task = next(iter(tasks)) if isinstance(tasks, dict) and len(tasks) == 1 else None
     if source:
         if "source" not in source and "task" in source:
             source["source"] = source.pop("task")
