@@ -249,12 +249,20 @@ class EmbeddingTable:
             pa.field("held", pa.dictionary(pa.int32(), pa.string())),
         ]
         schema = pa.schema(fields, metadata={"embedtune.key": self.key.to_json()})
+        lance = import_lance()
         try:
-            return import_lance().write_dataset(schema.empty_table(), self.place.table_uri, mode="create")
+            # Without retries: Lance's own would put the empty table in the place of one that another writer
+            # has made, and filled, in the meantime.
+            return lance.LanceDataset.commit(
+                self.place.table_uri,
+                lance.LanceOperation.Overwrite(schema, []),
+                enable_v2_manifest_paths=True,
+                max_retries=0,
+            )
         except OSError as error:
-            if "already exists" in str(error):
-                raise FileExistsError(str(error)) from error
-            raise
+            if self.place.open() is None:
+                raise
+            raise FileExistsError(str(error)) from error
 
     def _compact(self) -> None:
         """Merge fragments once too many are small, then delete old versions."""
