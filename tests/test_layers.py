@@ -15,7 +15,7 @@ LAYERS = {
     "": 0, "errors": 0, "files": 0, "progress": 0,
     "config": 1, "recipe": 1, "runfolder": 1, "data.dataset": 1, "embed.pooling": 1, "embed.batching": 1,
     "embed.texts": 1, "evaluate.metrics": 1,
-    "data": 2, "embed": 2, "heads": 2, "evaluate": 2,
+    "data": 2, "embed": 2, "prompt": 2, "heads": 2, "evaluate": 2,
     "finetune": 3, "report": 3, "recipes": 1,
     "bundle": 4, "classifier": 5, "plan": 6, "assemble": 6, "predictions": 6, "results": 6,
     "pipeline": 7, "predict": 7, "ablation": 7, "doctor": 7, "console": 8, "cli": 8, "__main__": 8,
