@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from embedtune.errors import ConfigError, suggest_nearest
 
 Pooling = Literal["mean", "weighted_mean", "cls", "last", "max", "pooler", "mean_padded"]
-Arm = Literal["majority", "floor", "frozen", "frozen+", "tuned", "end-to-end"]
+Arm = Literal["majority", "floor", "frozen", "frozen+", "tuned", "tuned+", "end-to-end"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -112,15 +112,17 @@ class FinetuneSettings(_Part):
 class FinetuneConfig(FinetuneSettings):
     """How backbones are fine-tuned.
 
-    `backbones` names models of the views, or is ``"all"``; `by_backbone` holds, by model, what differs for it.
+    `backbones` names models of the views, or is ``"all"``; `by_backbone` holds, by model, what differs for it. The arm
+    tuned+ fine-tunes each backbone `n_folds` times.
     """
 
     backbones: Literal["all"] | tuple[str, ...] = "all"
     by_backbone: dict[str, dict[str, Any]] = {}
+    n_folds: int = Field(default=3, ge=2)
 
     def of(self, model: str) -> FinetuneSettings:
         """Return the settings of one backbone."""
-        shared = self.model_dump(exclude={"backbones", "by_backbone"})
+        shared = self.model_dump(exclude={"backbones", "by_backbone", "n_folds"})
         return FinetuneSettings.model_validate({**shared, **self.by_backbone.get(model, {})})
 
 

@@ -6,6 +6,7 @@ has been done with the same inputs is not done again (`runfolder`). Nothing but 
 
 from __future__ import annotations
 
+import functools
 import logging
 import shutil
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from embedtune.plan import (
     ARM_ROWS,
     TUNED_ON,
     TaskRun,
+    Training,
     adapter_dir,
     adapter_key,
     adapter_step,
@@ -38,9 +40,10 @@ from embedtune.plan import (
     arm_key,
     embed_step,
     list_reads,
-    list_tuned_parts,
+    list_trainings,
     list_tuned_reads,
     predictions_path,
+    split_folds,
 )  # fmt: skip
 from embedtune.predictions import read_predictions, write_predictions
 from embedtune.report.build import build_report
@@ -91,18 +94,21 @@ def finetune(run: TaskRun) -> None:
     splits = run.splits
     names = splits.label_names
     y = _encode(splits)
+    folds = functools.cache(lambda seed: split_folds(run, splits, seed))
+    _drop_old_folds(run)
     for view in list_tuned_reads(run):
         for seed in run.experiment.seeds:
-            for parts in list_tuned_parts(run):
-                rows = splits.rows(*parts)
-                adapter = adapter_dir(run, view.model, parts, seed)
+            for training in list_trainings(run):
+                adapter = adapter_dir(run, view.model, training, seed)
 
                 def compute(
                     view: TransformerView = view,
                     seed: int = seed,
-                    rows: NDArray[Any] = rows,
+                    training: Training = training,
                     adapter: Path = adapter,
                 ) -> dict[str, Any]:
+                    fold = training.fold
+                    rows: Any = splits.rows(*training.parts) if fold is None else folds(seed)[fold][0]
                     with measure() as cost:
                         tuned = fine_tune(
                             view.model,
@@ -129,24 +135,35 @@ def finetune(run: TaskRun) -> None:
                         "validation_macro_f1": tuned.macro_f1,
                     }
 
-                step = adapter_step(view.model, parts, seed)
-                run.folder.run_step(
-                    step, adapter_key(run, view, parts, seed), compute, outputs=[adapter / "finetune.json"]
-                )
+                step = adapter_step(view.model, training, seed)
+                key = adapter_key(run, view, training, seed)
+                run.folder.run_step(step, key, compute, outputs=[adapter / "finetune.json"])
+
+
+def _drop_old_folds(run: TaskRun) -> None:
+    """Delete adapters of folds that there are no longer: whole weights take room."""
+    for folder in (run.path / "adapters").glob("*/*-fold*-seed*"):
+        fold = int(folder.name.rpartition("-fold")[2].partition("-seed")[0])
+        if fold >= run.experiment.finetune.n_folds:
+            shutil.rmtree(folder)
 
 
 def embed_tuned(run: TaskRun) -> None:
     """Read the texts again with the fine-tuned backbones, as far as the arms need them."""
     splits = run.splits
+    folds = functools.cache(lambda seed: split_folds(run, splits, seed))
     for view in list_tuned_reads(run):
         for seed in run.experiment.seeds:
-            for parts in list_tuned_parts(run):
-                run.record(adapter_step(view.model, parts, seed), adapter_key(run, view, parts, seed))
-                own_head = parts == TUNED_ON["end-to-end"]
+            for training in list_trainings(run):
+                step = adapter_step(view.model, training, seed)
+                run.record(step, adapter_key(run, view, training, seed))
+                own_head = training == Training(TUNED_ON["end-to-end"])
                 needed = splits.rows("test") if own_head else splits.rows("train", "test")
+                if training.fold is not None:
+                    needed = np.union1d(folds(seed)[training.fold][1], splits.rows("test"))
                 read = view.model_copy(update={"layers": (-1,)}) if own_head else view
-                adapter = adapter_dir(run, view.model, parts, seed)
-                step = f"embed-tuned.{adapter_step(view.model, parts, seed).removeprefix('finetune.')}"
+                adapter = adapter_dir(run, view.model, training, seed)
+                step = step.replace("finetune.", "embed-tuned.", 1)
                 _extract(run, step, read, [splits.texts[i] for i in needed], adapter=adapter)
 
 
@@ -275,9 +292,9 @@ def _require_adapters(run: TaskRun, arm: str) -> None:
     """Make sure the arm's backbones were fine-tuned with the present settings."""
     for view in list_tuned_reads(run) if arm in TUNED_ON else []:
         for seed in run.experiment.seeds:
-            run.record(
-                adapter_step(view.model, TUNED_ON[arm], seed), adapter_key(run, view, TUNED_ON[arm], seed)
-            )
+            for training in list_trainings(run, arm):
+                step = adapter_step(view.model, training, seed)
+                run.record(step, adapter_key(run, view, training, seed))
 
 
 def _fit_arm(run: TaskRun, splits: Splits, arm: str, seed: int) -> NDArray[np.float64]:
@@ -304,6 +321,7 @@ def _probe(run: TaskRun, splits: Splits) -> None:
     texts = [splits.texts[i] for i in rows]
     y, groups = _encode(splits)[rows], np.asarray(splits.groups)[rows]
     seed = run.experiment.seeds[0]
+    training = Training(TUNED_ON["tuned"])
     tuned = (
         {view.model for view in list_tuned_reads(run)} if "tuned" in run.experiment.compare.arms else set()
     )
@@ -312,7 +330,7 @@ def _probe(run: TaskRun, splits: Splits) -> None:
         curves = []
         for view in list_reads(run):
             for state in ("frozen", "tuned") if view.model in tuned else ("frozen",):
-                adapter = None if state == "frozen" else adapter_dir(run, view.model, TUNED_ON["tuned"], seed)
+                adapter = adapter_dir(run, view.model, training, seed) if state == "tuned" else None
                 encoder = build_encoder(run, view, adapter=adapter)
                 X = encoder.transform(texts)
                 scores = probe_blocks(X, y, widths=encoder.widths_, groups=groups, random_state=seed)
@@ -323,11 +341,7 @@ def _probe(run: TaskRun, splits: Splits) -> None:
         write_json(run.path / "probes.json", {"metric": "macro_f1", "curves": curves})
         return {}
 
-    keys = [
-        adapter_key(run, view, TUNED_ON["tuned"], seed)
-        for view in list_tuned_reads(run)
-        if view.model in tuned
-    ]
+    keys = [adapter_key(run, view, training, seed) for view in list_tuned_reads(run) if view.model in tuned]
     key = digest(run.record("prepare")["key"], [view.model_dump() for view in list_reads(run)], keys)
     run.folder.run_step("fit.probe", key, compute, outputs=[run.path / "probes.json"])
 
@@ -373,15 +387,15 @@ def _cost(run: TaskRun, arm: str) -> dict[str, Any]:
     frozen = [run.record(embed_step(view))["result"] for view in list_reads(run)]
     if ARMS[arm].backbones == "frozen":
         return sum_costs(fit=fitted, embed=frozen)
-    rows = TUNED_ON[arm]
     steps = [
-        adapter_step(view.model, rows, seed)
+        adapter_step(view.model, training, seed)
         for view in list_tuned_reads(run)
         for seed in run.experiment.seeds
+        for training in list_trainings(run, arm)
     ]
     tuned = [run.record(step)["result"] for step in steps]
     read = [run.record(step.replace("finetune.", "embed-tuned.", 1))["result"] for step in steps]
-    return sum_costs(fit=fitted, embed=read, finetune=tuned)
+    return sum_costs(fit=fitted, embed=read, finetune=tuned, n_seeds=len(run.experiment.seeds))
 
 
 def _encode(splits: Splits) -> NDArray[np.int64]:
