@@ -23,6 +23,7 @@ from embedtune.plan import (
     adapter_step,
     list_trainings,
     list_tuned_reads,
+    list_views,
     split_folds,
 )
 
@@ -38,7 +39,7 @@ def build_classifier(run: TaskRun, arm: str, seed: int) -> EmbedClassifier:
     tuned = {view.model for view in list_tuned_reads(run)} if arm in TUNED_ON else set()
     folds = _number_folds(run, seed) if arm == "tuned+" else {}
     views: list[tuple[str, Any]] = []
-    for name, view in run.experiment.embed.views.items():
+    for name, view in list_views(run, arm):
         if isinstance(view, TransformerView):
             trainings = list_trainings(run, arm) if view.model in tuned else []
             adapters = [adapter_dir(run, view.model, training, seed) for training in trainings]

@@ -47,17 +47,29 @@ class PrepareConfig(_Part):
 
 
 class TransformerView(_Part):
-    """Hidden layers of a backbone; `test_max_length` reads test rows at another length, as published LLMEmbed does."""
+    """Hidden layers of a backbone.
+
+    ``layers: auto`` leaves the choice to a probe inside the training rows; `test_max_length` reads test rows at another
+    length, as published LLMEmbed does.
+    """
 
     kind: Literal["transformer"] = "transformer"
     model: str
-    layers: Literal["all"] | str | tuple[int, ...] = "last5"
+    layers: Literal["all", "auto"] | str | tuple[int, ...] = "last5"
     pooling: Pooling = "mean"
     max_length: int = Field(default=128, ge=4)
     test_max_length: int | None = Field(default=None, ge=4)
     prefix: str = ""
     revision: str | None = None
     trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _check_layers(self) -> TransformerView:
+        if self.layers == "auto" and self.pooling == "pooler":
+            raise ValueError(
+                "layers is 'auto' where pooling is 'pooler', which reads the last layer only: set layers to [-1]"
+            )
+        return self
 
 
 class StaticView(_Part):

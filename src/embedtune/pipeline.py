@@ -40,15 +40,19 @@ from embedtune.plan import (
     arm_key,
     embed_step,
     list_reads,
+    list_scans,
     list_trainings,
     list_tuned_reads,
+    list_views,
     predictions_path,
+    scan_key,
     split_folds,
 )  # fmt: skip
 from embedtune.predictions import read_predictions, write_predictions
 from embedtune.report.build import build_report
 from embedtune.results import describe_environment, sum_costs
 from embedtune.runfolder import digest
+from embedtune.scan import count_scanned, draw_curve, read_embed_cost, scan_views
 
 log = logging.getLogger(__name__)
 
@@ -79,12 +83,15 @@ def prepare(run: TaskRun) -> None:
 def embed(run: TaskRun) -> None:
     """Read every text with every frozen backbone into the store."""
     splits = run.splits
+    scan_views(run)
     for view in list_reads(run):
+        n_before = count_scanned(run, view)
         if view.test_max_length is None:
-            _extract(run, embed_step(view), view, splits.texts, adapter=None)
+            _extract(run, embed_step(view), view, splits.texts, adapter=None, n_before=n_before)
             continue
         seen, unseen = splits.rows("tune", "train"), splits.rows("test")
-        _extract(run, embed_step(view), view, [splits.texts[i] for i in seen], adapter=None)
+        texts = [splits.texts[i] for i in seen]
+        _extract(run, embed_step(view), view, texts, adapter=None, n_before=n_before)
         cut = view.model_copy(update={"max_length": view.test_max_length})
         _extract(run, f"{embed_step(view)}-test", cut, [splits.texts[i] for i in unseen], adapter=None)
 
@@ -183,7 +190,7 @@ def fit(run: TaskRun) -> None:
 
         log.info("%s: fitting %s", run.task, arm)
         run.folder.run_step(f"fit.{arm}", arm_key(run, arm), compute, outputs=[predictions_path(run, arm)])
-    if run.experiment.compare.probe_layers:
+    if run.experiment.compare.probe_layers or list_scans(run):
         _probe(run, splits)
 
 
@@ -221,6 +228,11 @@ def compare(run: TaskRun) -> None:
             "comparisons": comparisons,
             "best": max(contenders, key=lambda arm: float(scores[arm]["macro_f1"]["value"])),
             "verdict": write_verdict(scores, comparisons, confidence=settings.confidence),
+            "automatic_layers": {
+                name: list(view.layers)
+                for name, view in list_views(run, "frozen")
+                if run.experiment.embed.views[name] != view and isinstance(view, TransformerView)
+            },
             "environment": describe_environment(command=run.command, seeds=run.experiment.seeds),
         }
         write_json(run.path / "results.json", results)
@@ -285,7 +297,8 @@ def _check_views(run: TaskRun) -> None:
     """Refuse a backbone, layer or length that can't be used before anything long starts."""
     for view in run.experiment.embed.views.values():
         if isinstance(view, TransformerView):
-            build_encoder(run, view, adapter=None).layers_  # noqa: B018 reading it checks every setting
+            known = view.model_copy(update={"layers": "all"}) if view.layers == "auto" else view
+            build_encoder(run, known, adapter=None).layers_  # noqa: B018 reading it checks every setting
 
 
 def _require_adapters(run: TaskRun, arm: str) -> None:
@@ -322,15 +335,19 @@ def _probe(run: TaskRun, splits: Splits) -> None:
     y, groups = _encode(splits)[rows], np.asarray(splits.groups)[rows]
     seed = run.experiment.seeds[0]
     training = Training(TUNED_ON["tuned"])
-    tuned = (
-        {view.model for view in list_tuned_reads(run)} if "tuned" in run.experiment.compare.arms else set()
-    )
+    settings = run.experiment.compare
+    is_tuned = settings.probe_layers and "tuned" in settings.arms
+    tuned = {view.model for view in list_tuned_reads(run)} if is_tuned else set()
+    scans = list_scans(run)
 
     def compute() -> dict[str, Any]:
         curves = []
-        for view in list_reads(run):
+        for view in list_reads(run) if settings.probe_layers else scans:
             for state in ("frozen", "tuned") if view.model in tuned else ("frozen",):
                 adapter = adapter_dir(run, view.model, training, seed) if state == "tuned" else None
+                if view.model_copy(update={"layers": "all"}) in scans:
+                    curves.append(draw_curve(run, view, adapter=adapter))
+                    continue
                 encoder = build_encoder(run, view, adapter=adapter)
                 X = encoder.transform(texts)
                 scores = probe_blocks(X, y, widths=encoder.widths_, groups=groups, random_state=seed)
@@ -342,7 +359,10 @@ def _probe(run: TaskRun, splits: Splits) -> None:
         return {}
 
     keys = [adapter_key(run, view, training, seed) for view in list_tuned_reads(run) if view.model in tuned]
-    key = digest(run.record("prepare")["key"], [view.model_dump() for view in list_reads(run)], keys)
+    scan_keys = [scan_key(run, view) for view in scans]
+    key = digest(
+        run.record("prepare")["key"], [view.model_dump() for view in list_reads(run)], keys, *scan_keys
+    )
     run.folder.run_step("fit.probe", key, compute, outputs=[run.path / "probes.json"])
 
 
@@ -353,14 +373,15 @@ def _extract(
     texts: list[str] | tuple[str, ...],
     *,
     adapter: Path | None,
+    n_before: int = 0,
 ) -> None:
-    """Make sure the store holds what `view` reads from the texts; record how long it took."""
+    """Make sure the store holds what `view` reads from the texts, `n_before` already; record how long it took."""
 
     def compute() -> dict[str, Any]:
         encoder = build_encoder(run, view, adapter=adapter)
         with measure() as cost:
             encoder.transform(texts)
-        whole = encoder.last_n_computed_ == len(set(texts))
+        whole = encoder.last_n_computed_ == len(set(texts)) - n_before
         return {
             "seconds": encoder.last_seconds_ if whole else None,
             "rows_per_second": encoder.last_n_computed_ / encoder.last_seconds_
@@ -384,7 +405,7 @@ def _cost(run: TaskRun, arm: str) -> dict[str, Any]:
     fitted = [run.record(f"fit.{arm}")["result"]]
     if arm in ("majority", "floor"):
         return sum_costs(fit=fitted)
-    frozen = [run.record(embed_step(view))["result"] for view in list_reads(run)]
+    frozen = [read_embed_cost(run, view) for view in list_reads(run)]
     if ARMS[arm].backbones == "frozen":
         return sum_costs(fit=fitted, embed=frozen)
     steps = [

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from embedtune.config import Experiment, SourceConfig, TransformerView
+from embedtune.config import Experiment, SourceConfig, TransformerView, View
 from embedtune.data.splits import Splits, read_splits
 from embedtune.embed.checkpoints import name_model
 from embedtune.errors import DataError, RunFolderError
@@ -34,6 +34,9 @@ TUNED_ON: Mapping[str, tuple[str, ...]] = {
     "tuned+": ("tune", "train"),
     "end-to-end": ("tune", "train"),
 }
+
+#: Automatic layers are this many neighbouring ones.
+N_AUTOMATIC = 5
 
 
 class Training(NamedTuple):
@@ -92,17 +95,52 @@ class TaskRun:
 
 def list_reads(run: TaskRun) -> list[TransformerView]:
     """Return one view per distinct way a backbone is run, with every layer that anything asks of it."""
+    return _list_reads(run, tuned=False)
+
+
+def _list_reads(run: TaskRun, *, tuned: bool) -> list[TransformerView]:
     asked: dict[TransformerView, set[int] | None] = {}
     for view in run.experiment.embed.views.values():
         if isinstance(view, TransformerView):
             way = view.model_copy(update={"layers": "all"})
             before = asked.setdefault(way, set())
-            layers = None if run.experiment.compare.probe_layers else _layer_numbers(view.layers)
+            probed = run.experiment.compare.probe_layers and view.layers != "auto"
+            layers = None if probed else _layer_numbers(resolve_view(run, view, tuned=tuned).layers)
             asked[way] = None if layers is None or before is None else before | layers
     return [
         way if layers is None else way.model_copy(update={"layers": tuple(sorted(layers))})
         for way, layers in asked.items()
     ]
+
+
+def list_scans(run: TaskRun) -> list[TransformerView]:
+    """Return one view of all layers per distinct way a backbone is run whose layers are to be chosen."""
+    views = run.experiment.embed.views.values()
+    open_views = [view for view in views if isinstance(view, TransformerView) and view.layers == "auto"]
+    return list(dict.fromkeys(view.model_copy(update={"layers": "all"}) for view in open_views))
+
+
+def list_window(layer: int) -> list[int]:
+    """Return the layers that are read where `layer` is the highest of the automatic ones, from the top."""
+    return list(range(layer, max(layer - N_AUTOMATIC, -1), -1))
+
+
+def resolve_view(run: TaskRun, view: TransformerView, *, tuned: bool) -> TransformerView:
+    """Return a view with the layers that were chosen in the place of automatic ones.
+
+    A fine-tuned backbone is read at its last layers: fine-tuning trained the last one to be read, and the folds'
+    adapters must be read alike.
+
+    Raises
+    ------
+    RunFolderError
+        If the embed stage, which chooses, hasn't been done with the present settings.
+    """
+    if view.layers != "auto":
+        return view
+    found = run.record(scan_step(view), scan_key(run, view))["result"]
+    layers = list_window(found["n_layers"]) if tuned else found["layers"]
+    return view.model_copy(update={"layers": tuple(layers)})
 
 
 def _layer_numbers(layers: str | tuple[int, ...]) -> set[int] | None:
@@ -118,7 +156,9 @@ def list_tuned_reads(run: TaskRun) -> list[TransformerView]:
     """Return the reads whose backbone is fine-tuned, one per backbone."""
     chosen = run.experiment.finetune.backbones
     reads = {
-        view.model: view for view in reversed(list_reads(run)) if chosen == "all" or view.model in chosen
+        view.model: view
+        for view in reversed(_list_reads(run, tuned=True))
+        if chosen == "all" or view.model in chosen
     }
     return [reads[model] for model in reversed(reads)] if list_trainings(run) else []
 
@@ -166,6 +206,20 @@ def embed_step(view: TransformerView) -> str:
     return f"embed.{_slug(view.model)}-{digest(way)[:6]}"
 
 
+def scan_step(view: TransformerView) -> str:
+    return f"{embed_step(view)}-scan"
+
+
+def scan_key(run: TaskRun, view: TransformerView) -> str:
+    from embedtune.embed.backbone import describe_backbone
+
+    found = describe_backbone(view.model, revision=view.revision, trust_remote_code=view.trust_remote_code)
+    hashes = [found.weights_hash, found.config_hash, found.tokenizer_hash]
+    settings = run.experiment.embed.model_dump(exclude={"views"})
+    way = view.model_dump(exclude={"layers"})
+    return digest(run.record("prepare")["key"], run.experiment.seeds[0], way, hashes, settings)
+
+
 def adapter_dir(run: TaskRun, model: str, training: Training, seed: int) -> Path:
     return run.path / "adapters" / _slug(model) / f"{training.name}-seed{seed}"
 
@@ -189,7 +243,7 @@ def arm_key(run: TaskRun, arm: str) -> str:
         unused = set() if experiment.fit.head == "cooccurrence" else {"cooccurrence"}
         parts.append(experiment.fit.model_dump(exclude=unused))
     if arm in ("frozen", "frozen+", "tuned", "tuned+"):
-        parts.append([[name, view.model_dump()] for name, view in experiment.embed.views.items()])
+        parts.append([[name, view.model_dump()] for name, view in list_views(run, arm)])
         parts.append([experiment.embed.precision, experiment.embed.device])
     if ARMS[arm].backbones == "tuned":
         parts.append(
@@ -201,6 +255,18 @@ def arm_key(run: TaskRun, arm: str) -> str:
             ]
         )
     return digest(*parts)
+
+
+def list_views(run: TaskRun, arm: str) -> list[tuple[str, View]]:
+    """Return the views an arm reads, by name, with automatic layers resolved."""
+    tuned = {view.model for view in list_tuned_reads(run)} if arm in TUNED_ON else set()
+    return [
+        (
+            name,
+            resolve_view(run, view, tuned=view.model in tuned) if isinstance(view, TransformerView) else view,
+        )
+        for name, view in run.experiment.embed.views.items()
+    ]
 
 
 def predictions_path(run: TaskRun, arm: str) -> Path:
