@@ -17,8 +17,12 @@ from transformers import (
     BertModel,
     LlamaConfig,
     LlamaForCausalLM,
+    ModernBertConfig,
+    ModernBertModel,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3Model,
     RobertaConfig,
     RobertaModel,
 )
@@ -168,6 +172,82 @@ def build_tiny_llama(folder: Path, *, seed: int = 0, n_layers: int = 4) -> Path:
         pad_token_id=None,
     )
     return _save_model(lambda: LlamaForCausalLM(config), folder, seed)
+
+
+def build_tiny_qwen3(folder: Path, *, seed: int = 0, n_layers: int = 6) -> Path:
+    """Write a Qwen3 as its embedding models are (byte-level BPE, <|endoftext|> last and for padding, no LM head)."""
+    tokenizer = _train_byte_level(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <|endoftext|>", pair="$A $B <|endoftext|>", special_tokens=[("<|endoftext|>", 0)]
+    )
+    _save_tokenizer(
+        tokenizer,
+        folder,
+        model_max_length=512,
+        padding_side="left",
+        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+    )
+    config = Qwen3Config(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=HIDDEN,
+        num_hidden_layers=n_layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        intermediate_size=64,
+        max_position_embeddings=512,
+        max_window_layers=n_layers,
+        initializer_range=0.2,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return _save_model(lambda: Qwen3Model(config), folder, seed)
+
+
+def build_tiny_modernbert(folder: Path, *, seed: int = 0, n_layers: int = 6) -> Path:
+    """Write a ModernBERT (byte-level BPE, [CLS] and [SEP], local attention in two layers of three)."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = _train_byte_level(special)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = dict(
+        zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), special, strict=True)
+    )
+    _save_tokenizer(tokenizer, folder, model_max_length=512, **names)
+    config = ModernBertConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=HIDDEN,
+        num_hidden_layers=n_layers,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=512,
+        local_attention=16,
+        initializer_range=0.2,
+        initializer_cutoff_factor=2.0,
+        pad_token_id=0,
+        bos_token_id=2,
+        cls_token_id=2,
+        eos_token_id=3,
+        sep_token_id=3,
+    )
+    return _save_model(lambda: ModernBertModel(config), folder, seed)
+
+
+def _train_byte_level(special: list[str]) -> Tokenizer:
+    """Return a byte-level BPE of the corpus whose first ids are the special tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return tokenizer
 
 
 def _read_merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
