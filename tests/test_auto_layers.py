@@ -160,6 +160,16 @@ def test_chosen_layers_named_in_the_settings_give_the_same_frozen_figures(
     assert found["automatic_layers"] == {}
 
 
+def test_scan_is_reported_without_probing_fine_tuned_layers(
+    recipe: Path, counted: tuple[Path, Counter[int]], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(counted[0], out)
+    assert call("run", recipe, "--out", out, *SETTINGS, "compare.probe_layers=false").exit_code == 0
+    (curve,) = json.loads((out / "probes.json").read_text())["curves"]
+    assert (curve["adapter"], curve["chosen"]) == ("frozen", [2, 1, 0])
+
+
 def test_changed_rows_need_a_new_scan(
     recipe: Path, counted: tuple[Path, Counter[int]], tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ import pytest
 from embedtune import TransformerEncoder, load_bundle, pipeline
 from embedtune.data.splits import read_splits
 from embedtune.embed.crossfitted import CrossFittedEncoder
+from embedtune.results import sum_costs
 from run_cases import write_recipe, write_rows
 from test_run import call, list_times
 
@@ -129,6 +130,16 @@ def test_results_compare_it_and_count_the_cost_of_all_folds(spied: tuple[Path, S
     steps = (spied[0] / ".state").glob("finetune.*-fold*.json")
     seconds = [json.loads(path.read_text())["result"]["seconds"] for path in steps]
     assert whole["finetune_seconds"] == pytest.approx(sum(seconds))
+
+
+def test_parameters_are_summed_over_folds_and_backbones_but_not_over_seeds() -> None:
+    once = {"seconds": 2.0, "peak_memory_bytes": 1, "trained_parameters": 10, "total_parameters": 30}
+    found = sum_costs(fit=[], finetune=[once] * 6, n_seeds=2)
+    assert (found["finetune_seconds"], found["trained_parameters"], found["total_parameters"]) == (
+        12.0,
+        30,
+        90,
+    )
 
 
 def test_second_call_trains_nothing(recipe: Path, spied: tuple[Path, Spy]) -> None:

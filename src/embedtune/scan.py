@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from embedtune.assemble import build_encoder
 from embedtune.config import TransformerView
@@ -103,14 +104,17 @@ def _choose_pilot(run: TaskRun, splits: Splits) -> NDArray[np.int64]:
 
 
 def _probe(run: TaskRun, splits: Splits, encoder: TransformerEncoder, rows: NDArray[np.int64]) -> list[Probe]:
-    return scan_layers(
-        encoder.transform([splits.texts[i] for i in rows]),
-        _number_labels(splits)[rows],
-        widths=encoder.widths_,
-        n_together=N_AUTOMATIC,
-        groups=np.asarray(splits.groups)[rows],
-        random_state=run.experiment.seeds[0],
-    )
+    X = encoder.transform([splits.texts[i] for i in rows])
+    # SciPy's threads mostly wait for each other here: on a busy machine two took fifteen times as long as one
+    with threadpool_limits(limits=1):
+        return scan_layers(
+            X,
+            _number_labels(splits)[rows],
+            widths=encoder.widths_,
+            n_together=N_AUTOMATIC,
+            groups=np.asarray(splits.groups)[rows],
+            random_state=run.experiment.seeds[0],
+        )
 
 
 def _number_labels(splits: Splits) -> NDArray[np.int64]:
