@@ -138,8 +138,10 @@ def resolve_view(run: TaskRun, view: TransformerView, *, tuned: bool) -> Transfo
     """
     if view.layers != "auto":
         return view
-    found = run.record(scan_step(view), scan_key(run, view))["result"]
-    layers = list_window(found["n_layers"]) if tuned else found["layers"]
+    if tuned:
+        layers = list_window(_describe(view).n_layers)
+    else:
+        layers = run.record(scan_step(view), scan_key(run, view))["result"]["layers"]
     return view.model_copy(update={"layers": tuple(layers)})
 
 
@@ -210,10 +212,14 @@ def scan_step(view: TransformerView) -> str:
     return f"{embed_step(view)}-scan"
 
 
-def scan_key(run: TaskRun, view: TransformerView) -> str:
+def _describe(view: TransformerView) -> Any:
     from embedtune.embed.backbone import describe_backbone
 
-    found = describe_backbone(view.model, revision=view.revision, trust_remote_code=view.trust_remote_code)
+    return describe_backbone(view.model, revision=view.revision, trust_remote_code=view.trust_remote_code)
+
+
+def scan_key(run: TaskRun, view: TransformerView) -> str:
+    found = _describe(view)
     hashes = [found.weights_hash, found.config_hash, found.tokenizer_hash]
     settings = run.experiment.embed.model_dump(exclude={"views"})
     way = view.model_dump(exclude={"layers"})
