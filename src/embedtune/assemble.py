@@ -35,7 +35,7 @@ def build_classifier(run: TaskRun, arm: str, seed: int) -> EmbedClassifier:
             views.append((name, StaticEncoder(view.source)))
         else:
             assert isinstance(view, LexicalView)
-            views.append((name, LexicalEncoder()))
+            views.append((name, LexicalEncoder(**view.model_dump(exclude={"kind"}))))
     if settings.head == "cooccurrence":
         options["head_options"] = settings.cooccurrence.model_dump()
     return EmbedClassifier(views, settings.head, **options)

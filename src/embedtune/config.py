@@ -68,9 +68,11 @@ class StaticView(_Part):
 
 
 class LexicalView(_Part):
-    """TF-IDF of words and character n-grams."""
+    """TF-IDF of words and character n-grams; see `LexicalEncoder`."""
 
     kind: Literal["lexical"] = "lexical"
+    max_features: int | None = Field(default=200_000, ge=1)
+    n_components: int | None = Field(default=None, ge=1)
 
 
 View = Annotated[TransformerView | StaticView | LexicalView, Field(discriminator="kind")]
