@@ -9,7 +9,15 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from embedtune.errors import ConfigError, suggest_nearest
 
@@ -127,15 +135,15 @@ class FinetuneConfig(FinetuneSettings):
 
 
 class CooccurrenceConfig(_Part):
-    """LLMEmbed's head and its training; see `CooccurrenceHead`."""
+    """LLMEmbed's head and its training; see `CooccurrenceHead`. Lists are candidates to choose from."""
 
-    sigma: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
-    n_branch_blocks: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-    branch_width: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-    hidden: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (1024, 256)
-    epochs: int = Field(default=50, ge=1)
+    sigma: Literal["auto"] | PositiveFloat | tuple[PositiveFloat, ...] = "auto"
+    n_branch_blocks: Literal["auto"] | PositiveInt = "auto"
+    branch_width: Literal["auto"] | PositiveInt = "auto"
+    hidden: tuple[PositiveInt, PositiveInt] = (1024, 256)
+    epochs: PositiveInt | tuple[PositiveInt, ...] = 50
     batch_size: int = Field(default=256, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: PositiveFloat | tuple[PositiveFloat, ...] = 1e-3
     dropout: float = Field(default=0.5, ge=0, lt=1)
     softmax_output: bool = False
     concatenate_others: bool = False

@@ -44,7 +44,8 @@ def prepare_splits(
     near_duplicate : float
         Jaccard similarity of character shingles from which texts are near-duplicates; 1 looks for none.
     max_rows : int, optional
-        Keep at most so many rows: a stratified sample of whole clusters.
+        Keep at most so many rows, a stratified sample of whole clusters; the data's own test rows are all kept and
+        don't count.
     seed : int
         Decides which rows go where; the same data and seed give the same splits.
 
@@ -124,21 +125,14 @@ def _sample(
     max_rows: int | None,
     seed: int,
 ) -> IntArray:
-    """Choose rows by whole clusters, `max_rows` at most, training and test rows in proportion."""
-    rows = np.flatnonzero(usable)
-    if max_rows is None or len(rows) <= max_rows:
-        return rows
-    share = max_rows / len(rows)
-    chosen = []
-    for side in (rows[~in_test[rows]], rows[in_test[rows]]):
-        if not len(side):
-            continue
-        limit = int(len(side) * share)
-        side_clusters = renumber(clusters[side])
-        picked = assign_clusters(labels[side], side_clusters, shares=(share, 1 - share), seed=seed) == 0
-        picked = _trim(picked, side_clusters, labels[side], limit)
-        chosen.append(side[picked])
-    return np.sort(np.concatenate(chosen))
+    """Choose rows by whole clusters, `max_rows` at most beside the data's own test rows."""
+    rows = np.flatnonzero(usable & ~in_test)
+    if max_rows is not None and len(rows) > max_rows:
+        share = max_rows / len(rows)
+        own_clusters = renumber(clusters[rows])
+        picked = assign_clusters(labels[rows], own_clusters, shares=(share, 1 - share), seed=seed) == 0
+        rows = rows[_trim(picked, own_clusters, labels[rows], max_rows)]
+    return np.union1d(rows, np.flatnonzero(usable & in_test))
 
 
 def _trim(picked: BoolArray, clusters: IntArray, labels: IntArray, limit: int) -> BoolArray:
