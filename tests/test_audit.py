@@ -55,6 +55,7 @@ def test_audit_says_which_data_and_settings() -> None:
         "test_fraction": 0.2,
         "near_duplicate": 0.8,
         "max_rows": None,
+        "keep_together": True,
         "seed": 3,
     }
     assert audit["own_test_rows"] is False

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from embedtune.errors import ConfigError, suggest_nearest
+from embedtune.recipe import set_keys
 
 Pooling = Literal["mean", "weighted_mean", "cls", "last", "max", "pooler", "mean_padded"]
 Arm = Literal["majority", "floor", "frozen", "frozen+", "tuned", "end-to-end"]
@@ -52,6 +53,7 @@ class PrepareConfig(_Part):
     test_fraction: Fraction = 0.2
     near_duplicate: float = Field(default=0.8, gt=0, le=1)
     max_rows: int | None = Field(default=None, ge=50)
+    keep_together: bool = True
 
 
 class TransformerView(_Part):
@@ -97,7 +99,7 @@ class EmbedConfig(_Part):
 
 
 class FinetuneSettings(_Part):
-    """How one backbone is fine-tuned; see `embedtune.finetune.train.fine_tune`."""
+    """How one backbone is fine-tuned; see `embedtune.finetune.train.fine_tune`. `max_length` None is its view's."""
 
     method: Literal["full", "upper", "lora"] = "full"
     n_upper_layers: int = Field(default=2, ge=1)
@@ -108,6 +110,7 @@ class FinetuneSettings(_Part):
     learning_rate: float = Field(default=1e-4, gt=0)
     head_learning_rate: float | None = Field(default=None, gt=0)
     batch_size: int = Field(default=32, ge=1)
+    max_length: int | None = Field(default=None, ge=4)
     dropout: float = Field(default=0.1, ge=0, lt=1)
     validation_fraction: float = Field(default=0.0, ge=0, lt=1)
     patience: int | None = Field(default=None, ge=1)
@@ -151,11 +154,24 @@ class CooccurrenceConfig(_Part):
 
 
 class FitConfig(_Part):
-    """Which head is trained on the views."""
+    """Which head is trained on the views.
+
+    `train_rows` and `choose_rows` show what two faults do: heads trained, and their settings chosen, on the test rows.
+    """
 
     head: Literal["auto", "logistic", "ridge", "stack", "cooccurrence"] = "auto"
     class_weight: Literal["balanced"] | None = None
     cooccurrence: CooccurrenceConfig = CooccurrenceConfig()
+    train_rows: Literal["own", "test"] = "own"
+    choose_rows: Literal["training", "test"] = "training"
+
+    @model_validator(mode="after")
+    def _check_choice(self) -> FitConfig:
+        if self.choose_rows == "test" and self.head != "cooccurrence":
+            raise ValueError(
+                f"fit.choose_rows is 'test', which head '{self.head}' can't do: set fit.head to cooccurrence"
+            )
+        return self
 
 
 class CompareConfig(_Part):
@@ -174,6 +190,8 @@ class Experiment(_Part):
     ----------
     tasks : dict of str to SourceConfig
         One comparison each; a run with one task has its files directly in the run folder.
+    by_task : dict of str to dict
+        What differs for a task, by dotted key: ``{"yes_no": {"prepare.max_rows": 35000}}``.
     seeds : tuple of int
         Every arm is trained once per seed. The first one also seeds the split and makes the bundle.
     """
@@ -187,7 +205,29 @@ class Experiment(_Part):
     finetune: FinetuneConfig = FinetuneConfig()
     fit: FitConfig = FitConfig()
     compare: CompareConfig = CompareConfig()
+    by_task: dict[str, dict[str, Any]] = {}
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+
+    def of(self, task: str) -> Experiment:
+        """Return the experiment of one of its tasks."""
+        shared = self.model_dump(exclude={"by_task"})
+        changed = set_keys(shared, self.by_task.get(task, {}).items())
+        return Experiment.model_validate({**changed, "tasks": {task: changed["tasks"][task]}})
+
+    @model_validator(mode="after")
+    def _check_tasks(self) -> Experiment:
+        for task in self.by_task:
+            if task not in self.tasks:
+                raise ValueError(
+                    f"by_task names '{task}', which is no task: there are {', '.join(self.tasks)}"
+                    f"{suggest_nearest(task, self.tasks)}"
+                )
+            try:
+                self.of(task)
+            except ValidationError as error:
+                problems = [_describe(problem) for problem in error.errors()]
+                raise ValueError(f"by_task.{task}: {'; '.join(problems)}") from None
+        return self
 
     @model_validator(mode="after")
     def _check_backbones(self) -> Experiment:

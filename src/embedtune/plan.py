@@ -70,6 +70,22 @@ class TaskRun:
         return record
 
 
+def list_head_parts(experiment: Experiment, arm: str) -> tuple[str, ...]:
+    """Return the parts an arm's head is trained on."""
+    reads_views = ARMS[arm].backbones != "none" and arm != "end-to-end"
+    return ("test",) if reads_views and experiment.fit.train_rows == "test" else ARM_ROWS[arm]
+
+
+def list_faults(experiment: Experiment) -> list[str]:
+    """Say what the settings do on purpose that makes their scores no answer."""
+    faults = {
+        "copies and groups stand on both sides of the splits": not experiment.prepare.keep_together,
+        "heads were trained on the test rows": experiment.fit.train_rows == "test",
+        "their settings were chosen on the test rows": experiment.fit.choose_rows == "test",
+    }
+    return [fault for fault, there in faults.items() if there]
+
+
 def list_reads(run: TaskRun) -> list[TransformerView]:
     """Return one view per distinct way a backbone is run, with every layer that anything asks of it."""
     asked: dict[TransformerView, set[int] | None] = {}

@@ -192,7 +192,7 @@ def run_experiment(
         from embedtune.pipeline import run_stages
         from embedtune.plan import TaskRun
 
-        runs = [TaskRun(experiment, task, folder, command()) for task, folder in folders.items()]
+        runs = [TaskRun(experiment.of(task), task, folder, command()) for task, folder in folders.items()]
         for task_run in runs:
             run_stages(task_run, first=first or "prepare", last=last, redo=redo and first is not None)
         _finish(runs, out, console, print_results, last=last)

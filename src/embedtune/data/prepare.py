@@ -8,7 +8,14 @@ import numpy as np
 
 from embedtune.data.assign import assign_clusters
 from embedtune.data.audit import build_audit, check_labels, check_parts
-from embedtune.data.clean import BoolArray, find_clusters, has_own_test, merge_duplicates
+from embedtune.data.clean import (
+    BoolArray,
+    find_clusters,
+    has_own_test,
+    keep_copies,
+    merge_duplicates,
+    separate_rows,
+)
 from embedtune.data.dataset import TextDataset, fingerprint
 from embedtune.data.duplicates import IntArray, renumber
 from embedtune.data.splits import PARTS, Splits, read_splits, write_splits
@@ -24,6 +31,7 @@ def prepare_splits(
     test_fraction: float = 0.2,
     near_duplicate: float = 0.8,
     max_rows: int | None = None,
+    keep_together: bool = True,
     seed: int = 0,
 ) -> tuple[Splits, dict[str, Any]]:
     """Clean, deduplicate, cluster and split a data set.
@@ -46,6 +54,8 @@ def prepare_splits(
     max_rows : int, optional
         Keep at most so many rows, a stratified sample of whole clusters; the data's own test rows are all kept and
         don't count.
+    keep_together : bool
+        False shows what leaks do: copies are kept, and copies, near-duplicates and groups straddle the parts.
     seed : int
         Decides which rows go where; the same data and seed give the same splits.
 
@@ -65,13 +75,17 @@ def prepare_splits(
     name = dataset.name
     usable = [i for i, text in enumerate(dataset.texts) if text.strip() and dataset.labels[i].strip()]
     check_labels([dataset.labels[i] for i in usable], name=name, when="as read")
-    merged = merge_duplicates(dataset, usable)
+    merged = merge_duplicates(dataset, usable) if keep_together else keep_copies(dataset, usable)
     check_labels(
         [dataset.labels[i] for i in merged.rows],
         name=name,
         when="after merging copies and dropping conflicts",
     )
-    clusters = find_clusters(dataset, merged, threshold=near_duplicate)
+    clusters = (
+        find_clusters(dataset, merged, threshold=near_duplicate)
+        if keep_together
+        else separate_rows(dataset, merged)
+    )
     row_labels = [dataset.labels[i] for i in merged.rows]
     labels = np.unique(np.array(row_labels, dtype=object), return_inverse=True)[1].astype(np.int64)
     kept = _sample(labels, clusters.joined, ~clusters.leaked, clusters.in_test, max_rows, seed)
@@ -93,6 +107,7 @@ def prepare_splits(
         "test_fraction": None if own_test else test_fraction,
         "near_duplicate": near_duplicate,
         "max_rows": max_rows,
+        "keep_together": keep_together,
         "seed": seed,
     }
     audit = build_audit(dataset, merged, clusters, splits, near=clusters.near[kept], settings=settings)

@@ -87,6 +87,8 @@ class CooccurrenceHead(Head):
 
     classes_: NDArray[Any]
 
+    n_threads = None  # a batch's products are large
+
     def __init__(
         self,
         widths: Sequence[int] | None = None,
