@@ -265,6 +265,22 @@ def test_prepare_splits_samples_whole_clusters_by_class(own_test: bool) -> None:
         assert audit["parts"]["test"] == 200
 
 
+def test_prepare_splits_without_keeping_together_lets_copies_and_groups_straddle() -> None:
+    data = make_dataset(300)
+    twice = replace(
+        data,
+        texts=data.texts * 2,
+        labels=data.labels * 2,
+        groups=tuple(f"g{i // 5}" for i in range(300)) * 2,
+        split=None,
+    )
+    splits, audit = prepare_splits(twice, keep_together=False)
+    assert len(splits) == 600
+    assert audit["rows"]["merged"] == 0
+    parts = [{splits.texts[i] for i in splits.rows(part)} for part in ("train", "test")]
+    assert len(parts[0] & parts[1]) > 20
+
+
 def test_prepare_splits_max_rows_above_the_count_changes_nothing() -> None:
     data = make_dataset()
     assert prepare_splits(data, max_rows=300)[0] == prepare_splits(data)[0]

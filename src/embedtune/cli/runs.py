@@ -119,7 +119,16 @@ def read_experiment(words: list[str], source: dict[str, Any]) -> Experiment:
     recipe = read_recipe(name_recipe(words) or ("default" if source else "demo"))
     tasks = recipe.settings.get("tasks")
     task = next(iter(tasks)) if isinstance(tasks, dict) and len(tasks) == 1 else None
-    if source:
+    if set(source) == {"task"} and isinstance(tasks, dict) and source["task"] in tasks:
+        task = source["task"]
+        recipe = recipe._replace(
+            settings={
+                **recipe.settings,
+                "name": f"{Path(recipe.name).stem}-{task}",
+                "tasks": {task: tasks[task]},
+            }
+        )
+    elif source:
         if "source" not in source and "task" in source:
             source["source"] = source.pop("task")
         if "source" not in source:

@@ -232,7 +232,7 @@ def write_verdict(
     """
     if faults:
         verdict = write_verdict(arms, comparisons, metric=metric, confidence=confidence)
-        return f"Not an answer, for {' and '.join(faults)}. {verdict}"
+        return f"Not an answer: {' and '.join(faults)}. {verdict}"
     tuned = [name for name in ("tuned", "end-to-end") if name in arms]
     if not tuned:
         return "No verdict on fine-tuning: no fine-tuned arm was run."
