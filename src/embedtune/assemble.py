@@ -72,10 +72,11 @@ def build_encoder(run: TaskRun, view: TransformerView, *, adapter: Path | None) 
     """Return a view's encoder over the run's store; `adapter` is a folder that fine-tuning wrote."""
     settings = run.experiment.embed
     return TransformerEncoder(
-        **view.model_dump(exclude={"kind", "test_max_length"}),
+        **view.model_dump(exclude={"kind", "test_max_length", "precision"}),
         adapter=None if adapter is None else str(adapter),
-        precision=settings.precision,
+        precision=view.precision or settings.precision,
         device=settings.device,
+        device_map=settings.device_map,
         batch_tokens=settings.batch_tokens,
         store=EmbeddingStore(None if settings.store == "auto" else settings.store),
     )

@@ -24,6 +24,7 @@ from embedtune.recipe import set_keys
 
 Pooling = Literal["mean", "weighted_mean", "cls", "last", "max", "pooler", "mean_padded"]
 Arm = Literal["majority", "floor", "frozen", "frozen+", "tuned", "end-to-end"]
+Precision = Literal["auto", "float32", "bfloat16", "float16", "int8", "nf4"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -57,7 +58,10 @@ class PrepareConfig(_Part):
 
 
 class TransformerView(_Part):
-    """Hidden layers of a backbone; `test_max_length` reads test rows at another length, as published LLMEmbed does."""
+    """Hidden layers of a backbone; `test_max_length` reads test rows at another length, as published LLMEmbed does.
+
+    `precision` is by default that of `embed`.
+    """
 
     kind: Literal["transformer"] = "transformer"
     model: str
@@ -66,6 +70,7 @@ class TransformerView(_Part):
     max_length: int = Field(default=128, ge=4)
     test_max_length: int | None = Field(default=None, ge=4)
     prefix: str = ""
+    precision: Precision | None = None
     revision: str | None = None
     trust_remote_code: bool = False
 
@@ -92,8 +97,9 @@ class EmbedConfig(_Part):
     """The views, and how and where they are computed."""
 
     views: dict[str, View] = Field(min_length=1)
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    precision: Precision = "auto"
     device: str = "auto"
+    device_map: Literal["auto", "balanced", "sequential"] | None = None
     batch_tokens: Literal["auto"] | Annotated[int, Field(ge=16)] = "auto"
     store: str = "auto"
 

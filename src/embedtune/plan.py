@@ -143,7 +143,7 @@ def adapter_step(model: str, parts: tuple[str, ...], seed: int) -> str:
 
 def adapter_key(run: TaskRun, view: TransformerView, parts: tuple[str, ...], seed: int) -> str:
     settings = run.experiment.finetune.of(view.model).model_dump()
-    way = view.model_dump(exclude={"layers"})
+    way = view.model_dump(exclude={"layers", "precision"})  # of reading; training's own is in the settings
     return digest(run.record("prepare")["key"], settings, way, parts, seed)
 
 
