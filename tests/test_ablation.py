@@ -58,6 +58,30 @@ def test_ablate_runs_every_quirk_and_draws_the_table(tmp_path: Path, tiny_settin
         assert found == pytest.approx(figures["variants"][name]["macro_f1"]["value"])
 
 
+def test_ablate_runs_variants_of_the_users_own(tmp_path: Path, tiny_settings: list[str]) -> None:
+    rows, out = write_rows(tmp_path / "moves.csv"), tmp_path / "ablation"
+    own = ["--variant", "ridge: fit.head=ridge", "--variant", "short: embed.views.llama.max_length=8"]
+    result = call("ablate", "llmembed", "--data", rows, "--out", out, *own, *tiny_settings)
+    assert result.exit_code == 0, result.output
+    figures = json.loads((out / "ablation.json").read_text())
+    assert {"ridge", "short"} < set(figures["variants"])
+    assert "fit.head=ridge" in result.stdout
+    assert type(load_bundle(out / "ridge" / "arms" / "frozen+").head_).__name__ == "RidgeHead"
+
+
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [
+        ("ridge", "variant 'ridge' isn't written as NAME: KEY=VALUE …, for example 'stack: fit.head=stack'."),
+        ("published: a=1", "variant 'published' is there already: give yours another name."),
+    ],
+)
+def test_ablate_refuses_a_variant_it_cannot_read(tmp_path: Path, variant: str, message: str) -> None:
+    result = call("ablate", "llmembed", "--out", tmp_path / "a", "--variant", variant)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
 def test_quirk_of_one_task_reads_its_test_rows_at_another_length(
     tmp_path: Path, tiny_settings: list[str]
 ) -> None:
@@ -78,7 +102,7 @@ def test_quirk_of_one_task_reads_its_test_rows_at_another_length(
 def test_ablate_refuses_a_recipe_without_quirks_and_an_arm_that_is_not_run(tmp_path: Path) -> None:
     result = call("ablate", "demo", "--out", tmp_path / "a")
     assert result.exit_code == 2
-    assert "recipe demo has no quirks" in result.stderr
+    assert "recipe demo has no quirks to switch on: give variants of yours with --variant." in result.stderr
     result = call("ablate", "llmembed", "--arm", "tuned", "--out", tmp_path / "a")
     assert result.exit_code == 2
     assert (

@@ -21,7 +21,7 @@ def make_audit() -> dict[str, Any]:
     texts = (*data.texts, "  ", data.texts[0].upper(), data.texts[1], data.texts[260], "empty label")
     labels = (*data.labels, "a", "a", "c", data.labels[260], " ")
     data = replace(data, texts=texts, labels=labels, split=(*data.split, *["train"] * 5), n_dropped=4)
-    return prepare_splits(data, max_rows=250)[1]
+    return prepare_splits(data, max_rows=150)[1]
 
 
 def test_audit_rows_add_up() -> None:
@@ -55,6 +55,7 @@ def test_audit_says_which_data_and_settings() -> None:
         "test_fraction": 0.2,
         "near_duplicate": 0.8,
         "max_rows": None,
+        "keep_together": True,
         "seed": 3,
     }
     assert audit["own_test_rows"] is False

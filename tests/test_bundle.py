@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import skops.io
 
@@ -61,6 +62,12 @@ def test_static_view_survives(tmp_path: Path) -> None:
     classifier = EmbedClassifier([StaticEncoder()], "logistic").fit(TEXTS, LABELS)
     again = load_bundle(classifier.save(tmp_path / "bundle"))
     assert list(again.predict(TEXTS)) == list(classifier.predict(TEXTS))
+
+
+def test_projected_lexical_view_survives(tmp_path: Path) -> None:
+    classifier = EmbedClassifier([LexicalEncoder(n_components=4)], "logistic").fit(TEXTS, LABELS)
+    again = load_bundle(classifier.save(tmp_path / "bundle"))
+    np.testing.assert_allclose(again.predict_proba(TEXTS), classifier.predict_proba(TEXTS), atol=1e-6)
 
 
 def test_changed_file_is_refused(bundle: Path) -> None:

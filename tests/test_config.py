@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from embedtune.config import FinetuneConfig, build_experiment, dump_experiment
+from embedtune.config import Experiment, FinetuneConfig, build_experiment, dump_experiment
 from embedtune.errors import ConfigError
 from embedtune.recipe import list_recipes, read_recipe
 
@@ -37,7 +38,7 @@ def test_build_experiment_names_all_problems_at_once() -> None:
         "3 problems in recipe demo: unknown key 'finetune.epoch' (did you mean 'epochs'?), allowed here: "
         f"{', '.join(FinetuneConfig.model_fields)}; 'fit.head' is 'forest': input should be 'auto', 'logistic', "
         "'ridge', 'stack' or 'cooccurrence'; "
-        "unknown key 'xx', allowed here: name, tasks, prepare, embed, finetune, fit, compare, seeds."
+        "unknown key 'xx', allowed here: name, tasks, prepare, embed, finetune, fit, compare, by_task, seeds."
     )
 
 
@@ -123,6 +124,69 @@ def test_unknown_quirk_is_named_with_the_nearest(tmp_path: Path) -> None:
         f"compat 'paded' is unknown to recipe {path} (did you mean 'padded'?): "
         "choose among corrected, published, padded, hot, several as [a, b]."
     )
+
+
+MANY = """
+name: many
+tasks: {a: {source: x.csv}, b: {source: y.csv}}
+prepare: {max_rows: 500}
+embed: {views: {one: {kind: transformer, model: org/a}, two: {kind: transformer, model: org/a, pooling: cls},
+  three: {kind: transformer, model: org/b, max_length: 9}, words: {kind: lexical}}}
+finetune: {backbones: [org/a, org/b], by_backbone: {org/b: {epochs: 1}}}
+by_task: {b: {prepare.max_rows: 70, fit.head: ridge}}
+"""
+
+
+def read_many(path: Path, *overrides: str) -> Experiment:
+    path.write_text(MANY, encoding="utf-8")
+    return build_experiment(read_recipe(str(path)).resolve(overrides), where="it")
+
+
+def test_tasks_of_one_run_may_differ_and_the_users_own_settings_win(tmp_path: Path) -> None:
+    experiment = read_many(tmp_path / "many.yaml", "fit.head=stack")
+    a, b = experiment.of("a"), experiment.of("b")
+    assert (list(a.tasks), a.prepare.max_rows, a.fit.head) == (["a"], 500, "stack")
+    assert (list(b.tasks), b.prepare.max_rows, b.fit.head) == (["b"], 70, "stack")
+    saved = tmp_path / "saved.yaml"
+    saved.write_text(dump_experiment(experiment), encoding="utf-8")
+    assert build_experiment(read_recipe(str(saved)).resolve(), where="it") == experiment
+
+
+def test_settings_of_a_task_are_checked_like_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "many.yaml"
+    path.write_text(MANY.replace("prepare.max_rows: 70", "prepare.max_row: 7"), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"by_task\.b: unknown key 'prepare\.max_row'"):
+        build_experiment(read_recipe(str(path)).resolve(), where="it")
+
+
+@pytest.mark.parametrize(
+    ("backbones", "reads", "tuned", "own"),
+    [
+        ("[x, y]", {"one": "x", "two": "x", "three": "y"}, ("x", "y"), {"y": {"epochs": 1}}),
+        ("[x]", {"one": "x", "two": "x"}, ("x",), {}),
+        (
+            "[x, y, z]",
+            {"one": "x", "two": "x", "three": "y", "backbone3": "z"},
+            ("x", "y"),
+            {"y": {"epochs": 1}},
+        ),
+    ],
+)
+def test_backbones_are_swapped_in_order(
+    tmp_path: Path, backbones: str, reads: dict[str, str], tuned: tuple[str, ...], own: dict[str, Any]
+) -> None:
+    experiment = read_many(tmp_path / "many.yaml", f"backbones={backbones}")
+    views = {name: view for name, view in experiment.embed.views.items() if name != "words"}
+    assert {name: view.model for name, view in views.items()} == reads  # type: ignore[union-attr]
+    assert (experiment.finetune.backbones, experiment.finetune.by_backbone) == (tuned, own)
+    if "backbone3" in views:
+        assert views["backbone3"].max_length == 9  # type: ignore[union-attr]
+
+
+def test_backbones_that_are_no_list_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_many(tmp_path / "many.yaml", "backbones=x")
+    assert str(caught.value) == "backbones is 'x': give a list of models, for example backbones=[A, B]."
 
 
 def test_a_backbone_may_have_settings_of_its_own(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """CooccurrenceHead: parity with the published head, and a scikit-learn classifier."""
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -10,11 +11,13 @@ import pytest
 import torch
 from scipy import sparse
 from sklearn.base import clone
+from sklearn.metrics import f1_score, log_loss
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from skops.io import dumps, get_untrusted_types, loads
 
-from embedtune.errors import ConfigError
-from embedtune.heads.cooccurrence import SIGMA_GRID, CooccurrenceHead, compute_loss
+from embedtune.errors import ConfigError, DataError
+from embedtune.heads.cooccurrence_head import SIGMA_GRID, CooccurrenceHead
+from embedtune.heads.grid import compute_loss
 
 SMALL: dict[str, Any] = {
     "hidden": (32, 16),
@@ -195,6 +198,35 @@ def test_head_chooses_epochs_and_sigma_on_whole_groups_held_out() -> None:
     assert np.array_equal(fixed.predict_proba(X), head.predict_proba(X))
 
 
+def test_head_grid_cells_are_what_single_trainings_score() -> None:
+    X, y = make_rows(240)
+    held_out = (X[:60], y[:60])
+    grid = {"epochs": (4, 9), "learning_rate": (1e-2, 1e-3), "sigma": (0.1, 0.5)}
+    head = CooccurrenceHead(WIDTHS, **SMALL | grid).fit(X[60:], y[60:], validation=held_out)
+    cells = {(c["epochs"], c["learning_rate"], c["sigma"]): c for c in head.cells_}
+    assert set(cells) == set(itertools.product(*grid.values()))
+    for epochs, learning_rate, sigma in cells:
+        own = {"epochs": epochs, "learning_rate": learning_rate, "sigma": sigma}
+        alone = CooccurrenceHead(WIDTHS, **SMALL | own).fit(X[60:], y[60:])
+        p = alone.predict_proba(X[:60])
+        cell = cells[epochs, learning_rate, sigma]
+        assert cell["log_loss"] == pytest.approx(log_loss(y[:60], p), abs=1e-4)
+        assert cell["accuracy"] == pytest.approx(np.mean(alone.classes_[p.argmax(axis=1)] == y[:60]))
+        assert cell["macro_f1"] == pytest.approx(f1_score(y[:60], alone.predict(X[:60]), average="macro"))
+    chosen = (head.epochs_, head.learning_rate_, head.sigma_)
+    assert cells[chosen]["log_loss"] == min(cell["log_loss"] for cell in cells.values())
+    assert get_untrusted_types(data=dumps(head)) == ["embedtune.heads.cooccurrence_head.CooccurrenceHead"]
+
+
+def test_head_validation_rows_with_a_new_label_are_refused() -> None:
+    X, y = make_rows()
+    with pytest.raises(DataError) as caught:
+        CooccurrenceHead(WIDTHS, **SMALL).fit(X[y != "up"], y[y != "up"], validation=(X, y))
+    assert str(caught.value) == (
+        "validation has labels that the training rows lack (['up']): leave them out."
+    )
+
+
 def test_head_stops_before_it_overfits_noise() -> None:
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(200, 20)), rng.integers(2, size=200)
@@ -215,7 +247,7 @@ def test_head_saved_by_skops_needs_only_its_own_type() -> None:
     head = CooccurrenceHead(WIDTHS, **SMALL | {"epochs": 2}).fit(X, y)
     data = dumps(head)
     types = get_untrusted_types(data=data)
-    assert types == ["embedtune.heads.cooccurrence.CooccurrenceHead"]
+    assert types == ["embedtune.heads.cooccurrence_head.CooccurrenceHead"]
     np.testing.assert_array_equal(loads(data, trusted=types).predict_proba(X), head.predict_proba(X))
 
 
@@ -249,7 +281,7 @@ def test_head_resolves_its_shape(options: dict[str, Any], shape: tuple[int, ...]
         ),
         (
             {"sigma": "auto"},
-            "CooccurrenceHead can't be trained: sigma is 'auto', which needs a validation_fraction above 0.",
+            "CooccurrenceHead can't be trained: sigma is 'auto', a choice that needs a validation_fraction above 0.",
         ),
         (
             {"epochs": 0, "dropout": 1.0, "hidden": (8,)},

@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from embedtune.embed.lexical import LexicalEncoder
-from embedtune.errors import DataError
+from embedtune.errors import ConfigError, DataError
 
 TEXTS = ["Gold rose 5 %", "Gold fell 5 %", "Silver rose", "", "Silver fell"]
 
@@ -75,3 +75,33 @@ def test_encoder_works_in_a_pipeline_and_clones() -> None:
     copy = clone(LexicalEncoder(min_texts=3))
     assert copy.get_params()["min_texts"] == 3
     assert not hasattr(copy, "widths_")
+
+
+def test_n_components_gives_one_dense_block_with_the_same_inner_products() -> None:
+    texts = TEXTS * 3
+    sparse = LexicalEncoder().fit_transform(texts)
+    encoder = LexicalEncoder(n_components=5)
+    dense = encoder.fit_transform(texts)
+    assert encoder.widths_ == (5,)
+    assert dense.shape == (len(texts), 5)
+    assert dense.dtype == np.float32
+    # Five texts have rank four, so five components lose nothing.
+    np.testing.assert_allclose(dense @ dense.T, (sparse @ sparse.T).toarray(), atol=1e-5)
+    np.testing.assert_allclose(encoder.transform(texts), dense, atol=1e-6)
+    assert encoder.transform([]).shape == (0, 5)
+
+
+def test_n_components_beyond_the_rank_are_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        LexicalEncoder(n_components=9).fit(TEXTS)
+    assert str(caught.value).startswith("n_components 9 is out of range for 5 texts with ")
+    assert str(caught.value).endswith(" n-grams: set it to 1 to 5.")
+
+
+def test_load_vocabulary_with_components_transforms_alike() -> None:
+    encoder = LexicalEncoder(n_components=3)
+    dense = encoder.fit_transform(TEXTS)
+    loaded = LexicalEncoder(n_components=3).load_vocabulary(
+        encoder.dump_vocabulary(), components=encoder.components_
+    )
+    np.testing.assert_allclose(loaded.transform(TEXTS), dense, atol=1e-6)

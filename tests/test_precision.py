@@ -54,7 +54,7 @@ def test_resolve_precision_unknown_name_suggests_the_nearest() -> None:
         resolve_precision("float3", "cpu")
     assert str(caught.value) == (
         "precision 'float3' is unknown (did you mean 'float32'?): "
-        "choose one of auto, float32, bfloat16, float16."
+        "choose one of auto, float32, bfloat16, float16, int8, nf4."
     )
 
 

@@ -255,13 +255,30 @@ def test_prepare_splits_samples_whole_clusters_by_class(own_test: bool) -> None:
     split = ("train",) * 800 + ("test",) * 200 if own_test else None
     data = replace(make_dataset(1000, 2), groups=groups, split=split)
     splits, audit = prepare_splits(data, max_rows=300)
-    assert 290 <= len(splits) <= 300
+    n_sampled = len(splits) - (200 if own_test else 0)
+    assert 290 <= n_sampled <= 300
     assert audit["rows"]["sampled_out"] == 1000 - len(splits)
     assert abs(Counter(splits.labels)["a"] - len(splits) / 2) <= 4
     whole = Counter(groups[i] for i in splits.row_ids)
     assert set(whole.values()) == {4}
     if own_test:
-        assert 56 <= audit["parts"]["test"] <= 60
+        assert audit["parts"]["test"] == 200
+
+
+def test_prepare_splits_without_keeping_together_lets_copies_and_groups_straddle() -> None:
+    data = make_dataset(300)
+    twice = replace(
+        data,
+        texts=data.texts * 2,
+        labels=data.labels * 2,
+        groups=tuple(f"g{i // 5}" for i in range(300)) * 2,
+        split=None,
+    )
+    splits, audit = prepare_splits(twice, keep_together=False)
+    assert len(splits) == 600
+    assert audit["rows"]["merged"] == 0
+    parts = [{splits.texts[i] for i in splits.rows(part)} for part in ("train", "test")]
+    assert len(parts[0] & parts[1]) > 20
 
 
 def test_prepare_splits_max_rows_above_the_count_changes_nothing() -> None:

@@ -61,7 +61,7 @@ def test_run_writes_the_whole_folder(finished: Path) -> None:
     names = {path.name for path in finished.iterdir() if not path.name.startswith(".")}
     assert names == {
         "config.yaml", "data", "adapters", "predictions", "arms", "probes.json", "results.json", "report.html",
-        "bundle", "log.txt",
+        "bundle", "tables", "log.txt",
     }  # fmt: skip
 
 

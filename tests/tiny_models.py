@@ -137,7 +137,7 @@ def build_tiny_roberta(folder: Path, *, seed: int = 0, n_layers: int = 3) -> Pat
     return _save_model(lambda: RobertaModel(config), folder, seed)
 
 
-def build_tiny_llama(folder: Path, *, seed: int = 0, n_layers: int = 4) -> Path:
+def build_tiny_llama(folder: Path, *, seed: int = 0, n_layers: int = 4, hidden: int = HIDDEN) -> Path:
     """Write a LLaMA with its LM head (BPE with byte fallback, <s> first, no pad token, no length limit)."""
     special = ["<unk>", "<s>", "</s>"]
     byte_tokens = [f"<0x{value:02X}>" for value in range(256)]
@@ -160,7 +160,7 @@ def build_tiny_llama(folder: Path, *, seed: int = 0, n_layers: int = 4) -> Path:
     _save_tokenizer(tokenizer, folder, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
     config = LlamaConfig(
         vocab_size=len(vocabulary),
-        hidden_size=HIDDEN,
+        hidden_size=hidden,
         num_hidden_layers=n_layers,
         num_attention_heads=4,
         num_key_value_heads=2,

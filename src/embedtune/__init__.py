@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from embedtune.embed.encoder import TransformerEncoder
     from embedtune.embed.lexical import LexicalEncoder
     from embedtune.embed.static import StaticEncoder
-    from embedtune.heads.cooccurrence import CooccurrenceHead
+    from embedtune.heads.cooccurrence_head import CooccurrenceHead
 
 __version__ = "0.1.0.dev0"
 
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CooccurrenceHead": "heads.cooccurrence",
+    "CooccurrenceHead": "heads.cooccurrence_head",
     "EmbedClassifier": "classifier",
     "LexicalEncoder": "embed.lexical",
     "StaticEncoder": "embed.static",

@@ -1,7 +1,9 @@
-"""Ablations: a recipe's quirks, one by one, set against the recipe without any."""
+"""Ablations: a recipe's quirks, one by one, and settings of the user's, set against the recipe without any."""
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from embedtune.data.splits import read_splits
-from embedtune.errors import RunFolderError
+from embedtune.errors import ConfigError, RunFolderError
 from embedtune.evaluate.arms import compare_arms, score_arm
 from embedtune.files import write_json
 from embedtune.predictions import read_predictions
@@ -78,10 +80,30 @@ def compare_variants(run_dirs: Mapping[str, Path], *, arm: str, output: Path) ->
     return result
 
 
-def list_variants(quirks: Sequence[str]) -> dict[str, str]:
-    """Return the variants of a recipe and the ``compat=`` that makes each: none, every quirk alone, all of them."""
-    return {
-        CORRECTED: "compat=corrected",
-        **{name: f"compat=[{name}]" for name in quirks},
-        "published": "compat=published",
+def list_variants(quirks: Sequence[str], own: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Return the variants of a recipe and the settings that make each.
+
+    They are: no quirk, every quirk alone, all of them, and the user's `own`, written as ``NAME: KEY=VALUE …``.
+
+    Raises
+    ------
+    ConfigError
+        If one of `own` isn't written like that, or has a name that is taken.
+    """
+    variants = {
+        CORRECTED: ["compat=corrected"],
+        **{name: [f"compat=[{name}]"] for name in quirks},
+        "published": ["compat=published"],
     }
+    if not quirks:
+        del variants["published"]
+    for text in own:
+        name, _, settings = text.partition(":")
+        if not re.fullmatch(r"[\w.+-]+", name) or "=" not in settings:
+            raise ConfigError(
+                f"variant '{text}' isn't written as NAME: KEY=VALUE …, for example 'stack: fit.head=stack'."
+            )
+        if name in variants:
+            raise ConfigError(f"variant '{name}' is there already: give yours another name.")
+        variants[name] = shlex.split(settings)
+    return variants

@@ -50,7 +50,7 @@ def build_classifier(run: TaskRun, arm: str, seed: int) -> EmbedClassifier:
             views.append((name, StaticEncoder(view.source)))
         else:
             assert isinstance(view, LexicalView)
-            views.append((name, LexicalEncoder()))
+            views.append((name, LexicalEncoder(**view.model_dump(exclude={"kind"}))))
     if settings.head == "cooccurrence":
         options["head_options"] = settings.cooccurrence.model_dump()
     return EmbedClassifier(views, settings.head, **options)
@@ -96,10 +96,11 @@ def build_encoder(run: TaskRun, view: TransformerView, *, adapter: Path | None) 
     """Return a view's encoder over the run's store; `adapter` is a folder that fine-tuning wrote."""
     settings = run.experiment.embed
     return TransformerEncoder(
-        **view.model_dump(exclude={"kind", "test_max_length"}),
+        **view.model_dump(exclude={"kind", "test_max_length", "precision"}),
         adapter=None if adapter is None else str(adapter),
-        precision=settings.precision,
+        precision=view.precision or settings.precision,
         device=settings.device,
+        device_map=settings.device_map,
         batch_tokens=settings.batch_tokens,
         store=EmbeddingStore(None if settings.store == "auto" else settings.store),
     )

@@ -4,7 +4,7 @@
 
     bundle.json       schema, labels, views, head, the hash of every other file, and what the run said of it
     head.skops        the fitted head
-    view-NAME.json    the n-grams a lexical view learned
+    view-NAME.json    the n-grams a lexical view learned; its projection, if it has one, in view-NAME.safetensors
     adapters/NAME/    fine-tuned weights of a backbone, as `fine_tune` wrote them; fold0/, fold1/ … if cross-fitted
 
 Backbones themselves stay where they are: the bundle names each with the hash of its weights and refuses others.
@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors.numpy import load_file, save_file
+
 import embedtune
 from embedtune.embed.backbone import describe_backbone
 from embedtune.embed.checkpoints import hash_file
@@ -32,7 +34,7 @@ from embedtune.files import link_or_copy, replace_dir, write_json
 SCHEMA = 1
 
 #: Parameters of a TransformerEncoder that are the reader's machine's business, not the classifier's.
-_LOCAL_PARAMS = ("store", "adapter", "device", "batch_tokens")
+_LOCAL_PARAMS = ("store", "adapter", "device", "device_map", "batch_tokens")
 _TRUSTED_PREFIXES = ("embedtune.heads.", "sklearn.", "numpy.", "scipy.sparse.")
 
 NamedEncoder = tuple[str, Any]
@@ -162,6 +164,8 @@ def _write_view(name: str, encoder: Any, folder: Path) -> dict[str, Any]:
         return {"name": name, "kind": "static", "params": _plain(encoder.get_params())}
     if isinstance(encoder, LexicalEncoder):
         write_json(folder / f"view-{name}.json", encoder.dump_vocabulary())
+        if encoder.components_ is not None:
+            save_file({"components": encoder.components_}, folder / f"view-{name}.safetensors")
         params = _plain(encoder.get_params())
         return {"name": name, "kind": "lexical", "params": params, "file": f"view-{name}.json"}
     raise BundleError(
@@ -180,7 +184,9 @@ def _read_view(view: dict[str, Any], path: Path, *, store: Any, device: str) -> 
     }
     if view["kind"] == "lexical":
         vocabulary = json.loads((path / view["file"]).read_text(encoding="utf-8"))
-        return LexicalEncoder(**params).load_vocabulary(vocabulary)
+        projects = params["n_components"] is not None
+        components = load_file(path / f"view-{view['name']}.safetensors")["components"] if projects else None
+        return LexicalEncoder(**params).load_vocabulary(vocabulary, components=components)
     if view["kind"] == "static":
         return StaticEncoder(**params).fit([])
     adapter = str(path / view["adapter"]) if "adapter" in view else None

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 from threadpoolctl import threadpool_limits
 
 from embedtune.bundle import BundleParts, NamedEncoder, read_bundle, write_bundle
@@ -19,7 +19,7 @@ from embedtune.embed.encoder import TransformerEncoder
 from embedtune.embed.lexical import LexicalEncoder
 from embedtune.embed.static import StaticEncoder
 from embedtune.embed.texts import check_texts
-from embedtune.errors import DataError
+from embedtune.errors import ConfigError, DataError
 from embedtune.heads.linear import SoftmaxHead
 from embedtune.heads.table import make_head
 from embedtune.heads.training import ClassWeight
@@ -76,7 +76,14 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.class_weight = class_weight
         self.random_state = random_state
 
-    def fit(self, texts: Sequence[str], labels: Sequence[Any], groups: Sequence[Any] | None = None) -> Self:
+    def fit(
+        self,
+        texts: Sequence[str],
+        labels: Sequence[Any],
+        groups: Sequence[Any] | None = None,
+        *,
+        validation: tuple[Sequence[str], Sequence[Any]] | None = None,
+    ) -> Self:
         """Fit the views, then the head on their columns.
 
         Parameters
@@ -85,11 +92,15 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         labels : sequence of str or int, length n
         groups : sequence, length n, optional
             Rows with equal groups stay on one side of every cross-validation fold.
+        validation : pair of texts and labels, optional
+            Rows on which the co-occurrence head chooses its settings, instead of a part of the training rows.
 
         Raises
         ------
         DataError
             If lengths differ, there is no text, or only one label.
+        ConfigError
+            If there are validation rows and the head chooses by cross-validation.
         """
         texts = check_texts(texts)
         y = np.asarray(labels)
@@ -102,9 +113,15 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.views_ = [(name, clone(encoder)) for name, encoder in name_views(self.views)]
         X = _join([encoder.fit_transform(texts) for _, encoder in self.views_])
         head = self._make_head() if isinstance(self.head, str) else clone(self.head)
-        options = {} if groups is None else {"groups": np.asarray(groups)}
-        # NumPy, SciPy and torch each bring a thread pool; on a head's many small products they only wait for each other
-        with threadpool_limits(limits=1):
+        options: dict[str, Any] = {} if groups is None else {"groups": np.asarray(groups)}
+        if validation is not None:
+            if not has_fit_parameter(head, "validation"):
+                raise ConfigError(
+                    f"{type(head).__name__} chooses by cross-validation inside the training rows: "
+                    "leave validation out, or set head to 'cooccurrence'."
+                )
+            options["validation"] = (self._join_views(validation[0]), np.asarray(validation[1]))
+        with threadpool_limits(limits=getattr(head, "n_threads", None)):
             self.head_ = head.fit(X, y, **options)
         self.classes_ = self.head_.classes_
         return self
@@ -126,6 +143,9 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def transform(self, texts: Sequence[str]) -> Any:
         """Return the joined views, shape (n, sum of widths): dense float32, or CSR when a view is sparse."""
         check_is_fitted(self, "head_")
+        return self._join_views(texts)
+
+    def _join_views(self, texts: Sequence[str]) -> Any:
         return _join([encoder.transform(check_texts(texts)) for _, encoder in self.views_])
 
     def save(self, path: str | Path, *, notes: Mapping[str, Any] | None = None) -> Path:

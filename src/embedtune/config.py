@@ -9,12 +9,22 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from embedtune.errors import ConfigError, suggest_nearest
+from embedtune.recipe import set_keys
 
 Pooling = Literal["mean", "weighted_mean", "cls", "last", "max", "pooler", "mean_padded"]
 Arm = Literal["majority", "floor", "frozen", "frozen+", "tuned", "tuned+", "end-to-end"]
+Precision = Literal["auto", "float32", "bfloat16", "float16", "int8", "nf4"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -44,13 +54,14 @@ class PrepareConfig(_Part):
     test_fraction: Fraction = 0.2
     near_duplicate: float = Field(default=0.8, gt=0, le=1)
     max_rows: int | None = Field(default=None, ge=50)
+    keep_together: bool = True
 
 
 class TransformerView(_Part):
     """Hidden layers of a backbone.
 
     ``layers: auto`` leaves the choice to a probe inside the training rows; `test_max_length` reads test rows at another
-    length, as published LLMEmbed does.
+    length, as published LLMEmbed does; `precision` is by default that of `embed`.
     """
 
     kind: Literal["transformer"] = "transformer"
@@ -60,6 +71,7 @@ class TransformerView(_Part):
     max_length: int = Field(default=128, ge=4)
     test_max_length: int | None = Field(default=None, ge=4)
     prefix: str = ""
+    precision: Precision | None = None
     revision: str | None = None
     trust_remote_code: bool = False
 
@@ -80,9 +92,11 @@ class StaticView(_Part):
 
 
 class LexicalView(_Part):
-    """TF-IDF of words and character n-grams."""
+    """TF-IDF of words and character n-grams; see `LexicalEncoder`."""
 
     kind: Literal["lexical"] = "lexical"
+    max_features: int | None = Field(default=200_000, ge=1)
+    n_components: int | None = Field(default=None, ge=1)
 
 
 View = Annotated[TransformerView | StaticView | LexicalView, Field(discriminator="kind")]
@@ -92,14 +106,15 @@ class EmbedConfig(_Part):
     """The views, and how and where they are computed."""
 
     views: dict[str, View] = Field(min_length=1)
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    precision: Precision = "auto"
     device: str = "auto"
+    device_map: Literal["auto", "balanced", "sequential"] | None = None
     batch_tokens: Literal["auto"] | Annotated[int, Field(ge=16)] = "auto"
     store: str = "auto"
 
 
 class FinetuneSettings(_Part):
-    """How one backbone is fine-tuned; see `embedtune.finetune.train.fine_tune`."""
+    """How one backbone is fine-tuned; see `embedtune.finetune.train.fine_tune`. `max_length` None is its view's."""
 
     method: Literal["full", "upper", "lora"] = "full"
     n_upper_layers: int = Field(default=2, ge=1)
@@ -110,6 +125,7 @@ class FinetuneSettings(_Part):
     learning_rate: float = Field(default=1e-4, gt=0)
     head_learning_rate: float | None = Field(default=None, gt=0)
     batch_size: int = Field(default=32, ge=1)
+    max_length: int | None = Field(default=None, ge=4)
     dropout: float = Field(default=0.1, ge=0, lt=1)
     validation_fraction: float = Field(default=0.0, ge=0, lt=1)
     patience: int | None = Field(default=None, ge=1)
@@ -139,15 +155,15 @@ class FinetuneConfig(FinetuneSettings):
 
 
 class CooccurrenceConfig(_Part):
-    """LLMEmbed's head and its training; see `CooccurrenceHead`."""
+    """LLMEmbed's head and its training; see `CooccurrenceHead`. Lists are candidates to choose from."""
 
-    sigma: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
-    n_branch_blocks: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-    branch_width: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-    hidden: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (1024, 256)
-    epochs: int = Field(default=50, ge=1)
+    sigma: Literal["auto"] | PositiveFloat | tuple[PositiveFloat, ...] = "auto"
+    n_branch_blocks: Literal["auto"] | PositiveInt = "auto"
+    branch_width: Literal["auto"] | PositiveInt = "auto"
+    hidden: tuple[PositiveInt, PositiveInt] = (1024, 256)
+    epochs: PositiveInt | tuple[PositiveInt, ...] = 50
     batch_size: int = Field(default=256, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: PositiveFloat | tuple[PositiveFloat, ...] = 1e-3
     dropout: float = Field(default=0.5, ge=0, lt=1)
     softmax_output: bool = False
     concatenate_others: bool = False
@@ -155,11 +171,24 @@ class CooccurrenceConfig(_Part):
 
 
 class FitConfig(_Part):
-    """Which head is trained on the views."""
+    """Which head is trained on the views.
+
+    `train_rows` and `choose_rows` show what two faults do: heads trained, and their settings chosen, on the test rows.
+    """
 
     head: Literal["auto", "logistic", "ridge", "stack", "cooccurrence"] = "auto"
     class_weight: Literal["balanced"] | None = None
     cooccurrence: CooccurrenceConfig = CooccurrenceConfig()
+    train_rows: Literal["own", "test"] = "own"
+    choose_rows: Literal["training", "test"] = "training"
+
+    @model_validator(mode="after")
+    def _check_choice(self) -> FitConfig:
+        if self.choose_rows == "test" and self.head != "cooccurrence":
+            raise ValueError(
+                f"fit.choose_rows is 'test', which head '{self.head}' can't do: set fit.head to cooccurrence"
+            )
+        return self
 
 
 class CompareConfig(_Part):
@@ -178,6 +207,8 @@ class Experiment(_Part):
     ----------
     tasks : dict of str to SourceConfig
         One comparison each; a run with one task has its files directly in the run folder.
+    by_task : dict of str to dict
+        What differs for a task, by dotted key: ``{"yes_no": {"prepare.max_rows": 35000}}``.
     seeds : tuple of int
         Every arm is trained once per seed. The first one also seeds the split and makes the bundle.
     """
@@ -191,7 +222,38 @@ class Experiment(_Part):
     finetune: FinetuneConfig = FinetuneConfig()
     fit: FitConfig = FitConfig()
     compare: CompareConfig = CompareConfig()
+    by_task: dict[str, dict[str, Any]] = {}
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+
+    def of(self, task: str) -> Experiment:
+        """Return the experiment of one of its tasks."""
+        shared = self.model_dump(exclude={"by_task"})
+        changed = set_keys(shared, self.by_task.get(task, {}).items())
+        return Experiment.model_validate({**changed, "tasks": {task: changed["tasks"][task]}})
+
+    @model_validator(mode="after")
+    def _check_tasks(self) -> Experiment:
+        for task in self.by_task:
+            if task not in self.tasks:
+                raise ValueError(
+                    f"by_task names '{task}', which is no task: there are {', '.join(self.tasks)}"
+                    f"{suggest_nearest(task, self.tasks)}"
+                )
+            try:
+                self.of(task)
+            except ValidationError as error:
+                problems = [_describe(problem) for problem in error.errors()]
+                raise ValueError(f"by_task.{task}: {'; '.join(problems)}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _check_folds(self) -> Experiment:
+        if "tuned+" in self.compare.arms and self.fit.train_rows == "test":
+            raise ValueError(
+                "fit.train_rows is 'test' and compare.arms has 'tuned+', whose head is trained on the rows that its "
+                "backbones are cross-fitted on: leave tuned+ out, or set fit.train_rows to own"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_backbones(self) -> Experiment:

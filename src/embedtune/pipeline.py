@@ -29,7 +29,6 @@ from embedtune.files import link_or_copy, replace_dir, write_json
 from embedtune.finetune.train import fine_tune
 from embedtune.heads.probe import probe_blocks
 from embedtune.plan import (
-    ARM_ROWS,
     TUNED_ON,
     TaskRun,
     Training,
@@ -39,6 +38,8 @@ from embedtune.plan import (
     arm_dir,
     arm_key,
     embed_step,
+    list_faults,
+    list_head_parts,
     list_reads,
     list_scans,
     list_trainings,
@@ -53,6 +54,7 @@ from embedtune.report.build import build_report
 from embedtune.results import describe_environment, sum_costs
 from embedtune.runfolder import digest
 from embedtune.scan import count_scanned, draw_curve, read_embed_cost, scan_views
+from embedtune.tables import list_cells, write_test_table, write_validation_table
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +118,7 @@ def finetune(run: TaskRun) -> None:
                 ) -> dict[str, Any]:
                     fold = training.fold
                     rows: Any = splits.rows(*training.parts) if fold is None else folds(seed)[fold][0]
+                    settings = run.experiment.finetune.of(view.model).model_dump(exclude_none=True)
                     with measure() as cost:
                         tuned = fine_tune(
                             view.model,
@@ -124,7 +127,6 @@ def finetune(run: TaskRun) -> None:
                             label_names=names,
                             groups=np.asarray(splits.groups)[rows],
                             output_dir=adapter,
-                            max_length=view.max_length,
                             pooling=view.pooling,
                             prefix=view.prefix,
                             revision=view.revision,
@@ -132,7 +134,7 @@ def finetune(run: TaskRun) -> None:
                             seed=seed,
                             device=run.experiment.embed.device,
                             replace=True,
-                            **run.experiment.finetune.of(view.model).model_dump(),
+                            **{"max_length": view.max_length, **settings},
                         )
                     return {
                         "seconds": tuned.seconds,
@@ -182,11 +184,12 @@ def fit(run: TaskRun) -> None:
         def compute(arm: str = arm) -> dict[str, Any]:
             _require_adapters(run, arm)
             by_seed: dict[int, NDArray[np.float64]] = {}
+            cells: dict[str, Any] = {}
             with measure() as cost:
                 for seed in run.experiment.seeds:
-                    by_seed[seed] = _fit_arm(run, splits, arm, seed)
+                    by_seed[seed], cells[str(seed)] = _fit_arm(run, splits, arm, seed)
             write_predictions(predictions_path(run, arm), splits, by_seed)
-            return {"seconds": cost.seconds, "peak_memory_bytes": cost.peak_memory_bytes}
+            return {"seconds": cost.seconds, "peak_memory_bytes": cost.peak_memory_bytes, "cells": cells}
 
         log.info("%s: fitting %s", run.task, arm)
         run.folder.run_step(f"fit.{arm}", arm_key(run, arm), compute, outputs=[predictions_path(run, arm)])
@@ -227,7 +230,9 @@ def compare(run: TaskRun) -> None:
             "arms": scores,
             "comparisons": comparisons,
             "best": max(contenders, key=lambda arm: float(scores[arm]["macro_f1"]["value"])),
-            "verdict": write_verdict(scores, comparisons, confidence=settings.confidence),
+            "verdict": write_verdict(
+                scores, comparisons, confidence=settings.confidence, faults=list_faults(run.experiment)
+            ),
             "automatic_layers": {
                 name: list(view.layers)
                 for name, view in list_views(run, "frozen")
@@ -235,11 +240,17 @@ def compare(run: TaskRun) -> None:
             },
             "environment": describe_environment(command=run.command, seeds=run.experiment.seeds),
         }
+        cells = {arm: run.record(f"fit.{arm}")["result"]["cells"] for arm in arms}
+        if any(found for by_seed in cells.values() for found in by_seed.values()):
+            write_validation_table(run.path / "tables" / "validation.csv", cells)
+        write_test_table(run.path / "tables" / "test.csv", scores)
         write_json(run.path / "results.json", results)
         return {"best": results["best"]}
 
     key = digest([arm_key(run, arm) for arm in arms], settings.model_dump())
-    run.folder.run_step("compare", key, compute, outputs=[run.path / "results.json"])
+    run.folder.run_step(
+        "compare", key, compute, outputs=[run.path / "results.json", run.path / "tables" / "test.csv"]
+    )
 
 
 def report(run: TaskRun) -> None:
@@ -310,22 +321,41 @@ def _require_adapters(run: TaskRun, arm: str) -> None:
                 run.record(step, adapter_key(run, view, training, seed))
 
 
-def _fit_arm(run: TaskRun, splits: Splits, arm: str, seed: int) -> NDArray[np.float64]:
-    """Train one arm with one seed; return its probabilities on the test rows, shape (n_test, n_labels)."""
-    rows = splits.rows(*ARM_ROWS[arm])
+def _fit_arm(
+    run: TaskRun, splits: Splits, arm: str, seed: int
+) -> tuple[NDArray[np.float64], list[dict[str, Any]]]:
+    """Train one arm with one seed.
+
+    Returns
+    -------
+    probabilities : ndarray of shape (n_test, n_labels)
+        On the test rows.
+    cells : list of dict
+        The settings its head tried.
+    """
+    rows = splits.rows(*list_head_parts(run.experiment, arm))
     test = splits.rows("test")
     if arm == "majority":
         shares = np.bincount(_encode(splits)[rows], minlength=len(splits.label_names)) / len(rows)
-        return np.tile(shares, (len(test), 1))
+        return np.tile(shares, (len(test), 1)), []
     classifier = build_classifier(run, arm, seed)
     if arm != "end-to-end":
-        texts, labels = [splits.texts[i] for i in rows], [splits.labels[i] for i in rows]
-        classifier.fit(texts, labels, groups=[splits.groups[i] for i in rows])
+        chooses_on_test = arm != "floor" and run.experiment.fit.choose_rows == "test"
+        classifier.fit(
+            *_take(splits, rows),
+            groups=[splits.groups[i] for i in rows],
+            validation=_take(splits, test) if chooses_on_test else None,
+        )
     reader = read_at_test_length(run, classifier)
-    probabilities = reader.predict_proba([splits.texts[i] for i in test])
+    probabilities = reader.predict_proba(_take(splits, test)[0])
     if seed == run.experiment.seeds[0]:
         classifier.save(arm_dir(run, arm), notes={"task": run.task, "arm": arm, "seed": seed})
-    return probabilities
+    return probabilities, list_cells(classifier.head_)
+
+
+def _take(splits: Splits, rows: NDArray[np.int64]) -> tuple[list[str], list[str]]:
+    """Return the texts and labels of some rows."""
+    return [splits.texts[i] for i in rows], [splits.labels[i] for i in rows]
 
 
 def _probe(run: TaskRun, splits: Splits) -> None:

@@ -93,6 +93,22 @@ class TaskRun:
         return record
 
 
+def list_head_parts(experiment: Experiment, arm: str) -> tuple[str, ...]:
+    """Return the parts an arm's head is trained on."""
+    reads_views = ARMS[arm].backbones != "none" and arm != "end-to-end"
+    return ("test",) if reads_views and experiment.fit.train_rows == "test" else ARM_ROWS[arm]
+
+
+def list_faults(experiment: Experiment) -> list[str]:
+    """Say what the settings do on purpose that makes their scores no answer."""
+    faults = {
+        "copies and groups stand on both sides of the splits": not experiment.prepare.keep_together,
+        "heads were trained on the test rows": experiment.fit.train_rows == "test",
+        "their settings were chosen on the test rows": experiment.fit.choose_rows == "test",
+    }
+    return [fault for fault, there in faults.items() if there]
+
+
 def list_reads(run: TaskRun) -> list[TransformerView]:
     """Return one view per distinct way a backbone is run, with every layer that anything asks of it."""
     return _list_reads(run, tuned=False)
@@ -236,7 +252,7 @@ def adapter_step(model: str, training: Training, seed: int) -> str:
 
 def adapter_key(run: TaskRun, view: TransformerView, training: Training, seed: int) -> str:
     settings = run.experiment.finetune.of(view.model).model_dump()
-    way = view.model_dump(exclude={"layers"})
+    way = view.model_dump(exclude={"layers", "precision"})  # of reading; training's own is in the settings
     fold = [] if training.fold is None else [training.fold, run.experiment.finetune.n_folds]
     return digest(run.record("prepare")["key"], settings, way, training.parts, seed, *fold)
 

@@ -3,7 +3,7 @@
 ::
 
     name: …            every key of `Experiment`, and beside them
-    by_task:           settings of single tasks, for runs of one task
+    by_task:           settings of single tasks
       mr: {embed.views.llama.max_length: 512}
     quirks:            what the original did otherwise, off unless `compat` names it
       padded_mean:
@@ -51,14 +51,16 @@ class Recipe(NamedTuple):
     quirks: dict[str, Quirk]
 
     def resolve(self, overrides: Iterable[str] = (), *, task: str | None = None) -> dict[str, Any]:
-        """Return an experiment's settings: the recipe's, then the task's, the quirks', and the user's own.
+        """Return an experiment's settings: the recipe's, then the tasks', the quirks', and the user's own.
 
         Parameters
         ----------
         overrides : iterable of str
-            ``key=value``; the key ``compat`` chooses quirks: ``corrected`` (none), ``published`` (all) or a list.
+            ``key=value``. Two keys are none of the experiment's: ``compat`` chooses quirks (``corrected`` is none,
+            ``published`` all, or a list), ``backbones`` lists the models to read instead of the recipe's, in order.
         task : str, optional
-            Whose settings of ``by_task`` apply.
+            The only task, whose settings of ``by_task`` are merged with the others. Without it, what tasks have of
+            their own stands under ``by_task``.
 
         Raises
         ------
@@ -67,11 +69,26 @@ class Recipe(NamedTuple):
         """
         own = [read_override(text) for text in overrides]
         chosen = self._choose([value for key, value in own if key == "compat"])
-        steps = [self.by_task.get(task or "", {})]
-        for quirk in chosen:
-            steps += [quirk.settings, quirk.by_task.get(task or "", {})]
-        changes = [change for step in steps for change in step.items()]
-        return set_keys(self.settings, [*changes, *(pair for pair in own if pair[0] != "compat")])
+        backbones = [value for key, value in own if key == "backbones"]
+        own = [pair for pair in own if pair[0] not in ("compat", "backbones")]
+        shared = [change for quirk in chosen for change in quirk.settings.items()]
+        settings = set_keys(self.settings, shared)
+        by_task = {
+            name: {
+                key: value
+                for part in (self.by_task, *(quirk.by_task for quirk in chosen))
+                for key, value in part.get(name, {}).items()
+                if not any(_overlap(key, given) for given, _ in own)
+            }
+            for name in ([task] if task else settings.get("tasks", {}))
+        }
+        if task:
+            settings = set_keys(settings, by_task[task].items())
+        elif kept := {name: changes for name, changes in by_task.items() if changes}:
+            settings["by_task"] = kept
+        if backbones:
+            settings = swap_backbones(settings, backbones[-1])
+        return set_keys(settings, own)
 
     def _choose(self, compat: list[Any]) -> list[Quirk]:
         if not compat or compat[-1] == "corrected":
@@ -164,6 +181,48 @@ def set_keys(settings: Mapping[str, Any], changes: Iterable[tuple[str, Any]]) ->
             place = child
         place[last] = value
     return result
+
+
+def swap_backbones(settings: Mapping[str, Any], models: Any) -> dict[str, Any]:
+    """Return nested settings in which the views read other models.
+
+    The n-th model takes the n-th one's place in its views and in the fine-tuning settings. Views of models beyond the
+    list's end go; models beyond the recipe's are read as its last one is.
+
+    Raises
+    ------
+    ConfigError
+        If `models` isn't a list of names, or no view reads a backbone.
+    """
+    if not isinstance(models, list) or not models or not all(isinstance(model, str) for model in models):
+        raise ConfigError(f"backbones is {models!r}: give a list of models, for example backbones=[A, B].")
+    result: dict[str, Any] = _copy(settings)
+    views: dict[str, Any] = result.get("embed", {}).get("views", {})
+    reads = {name: view["model"] for name, view in views.items() if "model" in view}
+    before = list(dict.fromkeys(reads.values()))
+    if not before:
+        raise ConfigError("backbones can't be swapped: no view of this recipe reads one.")
+    swapped = dict(zip(before, models, strict=False))
+    for name, model in reads.items():
+        if model in swapped:
+            views[name]["model"] = swapped[model]
+        else:
+            del views[name]
+    last = next(view for view in reversed(list(views.values())) if "model" in view)
+    for number, model in enumerate(models[len(before) :], start=len(before) + 1):
+        views[f"backbone{number}"] = {**last, "model": model}
+    finetune = result.get("finetune", {})
+    if isinstance(finetune.get("backbones"), list):
+        finetune["backbones"] = [swapped[model] for model in finetune["backbones"] if model in swapped]
+    if "by_backbone" in finetune:
+        kept = {swapped[model]: own for model, own in finetune["by_backbone"].items() if model in swapped}
+        finetune["by_backbone"] = kept
+    return result
+
+
+def _overlap(key: str, other: str) -> bool:
+    """Tell whether one dotted key is the other or lies inside it."""
+    return key == other or key.startswith(f"{other}.") or other.startswith(f"{key}.")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

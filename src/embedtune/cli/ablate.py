@@ -25,13 +25,17 @@ def ablate(
     label_column: LabelColumn = None,
     task: Task = None,
     test_data: TestData = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(metavar="'NAME: KEY=VALUE …'", help="Another variant to run, by its settings."),
+    ] = None,
     arm: Annotated[str, typer.Option(help="The arm whose predictions are compared.")] = "frozen+",
     out: Out = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Run a recipe without its quirks, with each of them alone, and with all; draw the table."""
-    from embedtune.ablation import compare_variants, list_variants
+    """Run a recipe without its quirks, with each alone, with all, and with settings of yours; draw the table."""
+    from embedtune.ablation import CORRECTED, compare_variants, list_variants
     from embedtune.console import make_console
     from embedtune.recipe import read_recipe
 
@@ -42,16 +46,17 @@ def ablate(
     source = {key: value for key, value in source.items() if value is not None}
     with report_errors(debug):
         recipe = read_recipe(name_recipe(words) or "llmembed")
-        if not recipe.quirks:
+        variants = list_variants(list(recipe.quirks), variant or ())
+        if len(variants) == 1:
             raise ConfigError(
-                f"recipe {recipe.name} has no quirks to switch on: `embedtune recipes` lists the others."
+                f"recipe {recipe.name} has no quirks to switch on: give variants of yours with --variant."
             )
         if any(word.startswith("compat=") for word in words):
             raise ConfigError("compat is what ablate varies: leave it out.")
         folders: dict[str, Path] = {}
         experiments: list[Experiment] = []
-        for name, compat in list_variants(list(recipe.quirks)).items():
-            experiment = read_experiment([*words, compat], dict(source))
+        for name, settings in variants.items():
+            experiment = read_experiment([*words, *settings], dict(source))
             if len(experiment.tasks) > 1:
                 raise ConfigError(f"recipe {recipe.name} has several tasks: choose one with --task.")
             if arm not in experiment.compare.arms:
@@ -68,7 +73,9 @@ def ablate(
             if not quiet:
                 typer.echo(f"{name}: done", err=True)
         result = compare_variants(folders, arm=arm, output=root / "ablation.json")
-        _print(result, {name: quirk.description for name, quirk in recipe.quirks.items()}, make_console())
+        descriptions = {name: " ".join(settings) for name, settings in variants.items()}
+        descriptions |= {name: quirk.description for name, quirk in recipe.quirks.items()}
+        _print(result, descriptions | {CORRECTED: "", "published": "all of these"}, make_console())
         typer.echo(f"Figures: {root / 'ablation.json'}")
 
 

@@ -119,7 +119,16 @@ def read_experiment(words: list[str], source: dict[str, Any]) -> Experiment:
     recipe = read_recipe(name_recipe(words) or ("default" if source else "demo"))
     tasks = recipe.settings.get("tasks")
     task = next(iter(tasks)) if isinstance(tasks, dict) and len(tasks) == 1 else None
-    if source:
+    if set(source) == {"task"} and isinstance(tasks, dict) and source["task"] in tasks:
+        task = source["task"]
+        recipe = recipe._replace(
+            settings={
+                **recipe.settings,
+                "name": f"{Path(recipe.name).stem}-{task}",
+                "tasks": {task: tasks[task]},
+            }
+        )
+    elif source:
         if "source" not in source and "task" in source:
             source["source"] = source.pop("task")
         if "source" not in source:
@@ -192,7 +201,7 @@ def run_experiment(
         from embedtune.pipeline import run_stages
         from embedtune.plan import TaskRun
 
-        runs = [TaskRun(experiment, task, folder, command()) for task, folder in folders.items()]
+        runs = [TaskRun(experiment.of(task), task, folder, command()) for task, folder in folders.items()]
         for task_run in runs:
             run_stages(task_run, first=first or "prepare", last=last, redo=redo and first is not None)
         _finish(runs, out, console, print_results, last=last)

@@ -78,6 +78,11 @@ def merge_duplicates(dataset: TextDataset, rows: Sequence[int]) -> Merged:
     return merged
 
 
+def keep_copies(dataset: TextDataset, rows: Sequence[int]) -> Merged:
+    """Keep every row as it is."""
+    return Merged(rows=list(rows), keys=[fold_text(dataset.texts[i]) for i in rows])
+
+
 def find_clusters(dataset: TextDataset, merged: Merged, *, threshold: float) -> Clusters:
     """Find which of the kept rows belong together, and which leak into the data's own test rows."""
     compared = merged.keys
@@ -91,16 +96,26 @@ def find_clusters(dataset: TextDataset, merged: Merged, *, threshold: float) -> 
     cluster_of_text = join_clusters(len(number), [pairs])
     together = renumber(cluster_of_text[text_of_row])
     joined = _join_groups(dataset, merged, together)
-    own_test = has_own_test(dataset)
-    in_test = np.array(
-        [own_test and dataset.split is not None and dataset.split[i] == "test" for i in merged.rows],
-        dtype=bool,
-    )
+    in_test = _find_test(dataset, merged)
     return Clusters(
         near=_separate_equal(cluster_of_text, text_of_row),
         joined=joined,
         in_test=in_test,
         leaked=~in_test & np.isin(joined, joined[in_test]),
+    )
+
+
+def separate_rows(dataset: TextDataset, merged: Merged) -> Clusters:
+    """Return clusters of one row each, whatever the rows have in common."""
+    own = np.arange(len(merged.rows), dtype=np.int64)
+    return Clusters(own, own, _find_test(dataset, merged), np.zeros(len(own), dtype=bool))
+
+
+def _find_test(dataset: TextDataset, merged: Merged) -> BoolArray:
+    own_test = has_own_test(dataset)
+    return np.array(
+        [own_test and dataset.split is not None and dataset.split[i] == "test" for i in merged.rows],
+        dtype=bool,
     )
 
 

@@ -8,7 +8,14 @@ import numpy as np
 
 from embedtune.data.assign import assign_clusters
 from embedtune.data.audit import build_audit, check_labels, check_parts
-from embedtune.data.clean import BoolArray, find_clusters, has_own_test, merge_duplicates
+from embedtune.data.clean import (
+    BoolArray,
+    find_clusters,
+    has_own_test,
+    keep_copies,
+    merge_duplicates,
+    separate_rows,
+)
 from embedtune.data.dataset import TextDataset, fingerprint
 from embedtune.data.duplicates import IntArray, renumber
 from embedtune.data.splits import PARTS, Splits, read_splits, write_splits
@@ -24,6 +31,7 @@ def prepare_splits(
     test_fraction: float = 0.2,
     near_duplicate: float = 0.8,
     max_rows: int | None = None,
+    keep_together: bool = True,
     seed: int = 0,
 ) -> tuple[Splits, dict[str, Any]]:
     """Clean, deduplicate, cluster and split a data set.
@@ -44,7 +52,10 @@ def prepare_splits(
     near_duplicate : float
         Jaccard similarity of character shingles from which texts are near-duplicates; 1 looks for none.
     max_rows : int, optional
-        Keep at most so many rows: a stratified sample of whole clusters.
+        Keep at most so many rows, a stratified sample of whole clusters; the data's own test rows are all kept and
+        don't count.
+    keep_together : bool
+        False shows what leaks do: copies are kept, and copies, near-duplicates and groups straddle the parts.
     seed : int
         Decides which rows go where; the same data and seed give the same splits.
 
@@ -64,13 +75,17 @@ def prepare_splits(
     name = dataset.name
     usable = [i for i, text in enumerate(dataset.texts) if text.strip() and dataset.labels[i].strip()]
     check_labels([dataset.labels[i] for i in usable], name=name, when="as read")
-    merged = merge_duplicates(dataset, usable)
+    merged = merge_duplicates(dataset, usable) if keep_together else keep_copies(dataset, usable)
     check_labels(
         [dataset.labels[i] for i in merged.rows],
         name=name,
         when="after merging copies and dropping conflicts",
     )
-    clusters = find_clusters(dataset, merged, threshold=near_duplicate)
+    clusters = (
+        find_clusters(dataset, merged, threshold=near_duplicate)
+        if keep_together
+        else separate_rows(dataset, merged)
+    )
     row_labels = [dataset.labels[i] for i in merged.rows]
     labels = np.unique(np.array(row_labels, dtype=object), return_inverse=True)[1].astype(np.int64)
     kept = _sample(labels, clusters.joined, ~clusters.leaked, clusters.in_test, max_rows, seed)
@@ -92,6 +107,7 @@ def prepare_splits(
         "test_fraction": None if own_test else test_fraction,
         "near_duplicate": near_duplicate,
         "max_rows": max_rows,
+        "keep_together": keep_together,
         "seed": seed,
     }
     audit = build_audit(dataset, merged, clusters, splits, near=clusters.near[kept], settings=settings)
@@ -124,21 +140,14 @@ def _sample(
     max_rows: int | None,
     seed: int,
 ) -> IntArray:
-    """Choose rows by whole clusters, `max_rows` at most, training and test rows in proportion."""
-    rows = np.flatnonzero(usable)
-    if max_rows is None or len(rows) <= max_rows:
-        return rows
-    share = max_rows / len(rows)
-    chosen = []
-    for side in (rows[~in_test[rows]], rows[in_test[rows]]):
-        if not len(side):
-            continue
-        limit = int(len(side) * share)
-        side_clusters = renumber(clusters[side])
-        picked = assign_clusters(labels[side], side_clusters, shares=(share, 1 - share), seed=seed) == 0
-        picked = _trim(picked, side_clusters, labels[side], limit)
-        chosen.append(side[picked])
-    return np.sort(np.concatenate(chosen))
+    """Choose rows by whole clusters, `max_rows` at most beside the data's own test rows."""
+    rows = np.flatnonzero(usable & ~in_test)
+    if max_rows is not None and len(rows) > max_rows:
+        share = max_rows / len(rows)
+        own_clusters = renumber(clusters[rows])
+        picked = assign_clusters(labels[rows], own_clusters, shares=(share, 1 - share), seed=seed) == 0
+        rows = rows[_trim(picked, own_clusters, labels[rows], max_rows)]
+    return np.union1d(rows, np.flatnonzero(usable & in_test))
 
 
 def _trim(picked: BoolArray, clusters: IntArray, labels: IntArray, limit: int) -> BoolArray:

@@ -26,8 +26,19 @@ from embedtune.embed.checkpoints import (
 )
 from embedtune.embed.hidden import find_stack
 from embedtune.embed.loading import load_config, load_tokenizer, load_weights
-from embedtune.embed.precision import resolve_device, resolve_precision
-from embedtune.errors import BackboneError, ResourceError
+from embedtune.embed.precision import resolve_compute, resolve_device, resolve_precision
+from embedtune.embed.quantization import (
+    QUANTIZED,
+    count_weights,
+    hush_bitsandbytes,
+    make_quantization,
+    place_quantized,
+    settle_on_cpu,
+)
+from embedtune.errors import BackboneError, ConfigError, ResourceError, suggest_nearest
+
+#: How a model may be spread over devices; see accelerate's `device_map`.
+DEVICE_MAPS = (None, "auto", "balanced", "sequential")
 
 #: Loaded backbones kept for the next encoder that asks for the same one.
 _N_KEPT = 2
@@ -84,7 +95,10 @@ class Backbone:
     has_pooler : bool
         Whether the checkpoint brought a trained pooler.
     n_parameters : int
-    precision, device : str
+        Weights, each counted as one whatever it is stored in.
+    precision : str
+    device : str
+        Where inputs go: of a model spread over several devices, the first.
     lock : threading.RLock
         Held while tokenizing or running: tokenizer settings and hooks belong to the object, not to a call.
     """
@@ -179,33 +193,63 @@ def load_backbone(
     revision: str | None = None,
     precision: str = "auto",
     device: str = "auto",
+    device_map: str | None = None,
     trust_remote_code: bool = False,
 ) -> Backbone:
     """Load a backbone, or return the one already loaded; the last two are kept.
 
     Parameters are those of `describe_backbone`, with `precision` and `device` as in `embed.precision`. A LoRA
-    adapter is merged in the checkpoint's own precision before anything is rounded.
+    adapter is merged in the checkpoint's own precision before anything is rounded; beside int8 and nf4 weights it
+    stays what it is.
+
+    Parameters
+    ----------
+    device_map : {None, "auto", "balanced", "sequential"}
+        Spread the layers over all CUDA devices, and the CPU if they don't suffice, as accelerate does.
 
     Raises
     ------
+    ConfigError
+        If precision, device or device_map is unknown or can't be had here.
     BackboneError, MissingExtraError
         As `describe_backbone` does, and if weights are missing from the checkpoint.
     ResourceError
         If the model doesn't fit into the device's memory.
     """
+    check_device_map(device_map, device)
     device = resolve_device(device)
     precision = resolve_precision(precision, device)
     description = describe_backbone(
         model, adapter=adapter, revision=revision, trust_remote_code=trust_remote_code
     )
-    key = (description, precision, device)
+    key = (description, precision, device, device_map)
     with _lock:
         if key not in _loaded:
             while len(_loaded) >= _N_KEPT:
                 _loaded.popitem(last=False)
-            _loaded[key] = _load(description, precision, device, trust_remote_code)
+            _loaded[key] = _load(description, precision, device, device_map, trust_remote_code)
         _loaded.move_to_end(key)
         return _loaded[key]
+
+
+def check_device_map(device_map: str | None, device: str) -> None:
+    """Refuse an unknown way to spread a model, or one beside a device of its own.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if device_map not in DEVICE_MAPS:
+        named = [name for name in DEVICE_MAPS if name]
+        raise ConfigError(
+            f"device_map {device_map!r} is unknown{suggest_nearest(str(device_map), named)}: "
+            f"choose one of {', '.join(named)}, or None."
+        )
+    if device_map is not None and device != "auto":
+        raise ConfigError(
+            f"device {device!r} and device_map {device_map!r} contradict each other: set device to auto, or "
+            "device_map to None."
+        )
 
 
 def resolve_layers(
@@ -297,38 +341,63 @@ def _find_max_positions(config: Any) -> int | None:
     return int(positions) - offset
 
 
-def _load(description: Description, precision: str, device: str, trust_remote_code: bool) -> Backbone:
-    dtype = getattr(torch, precision)
+def _load(
+    description: Description, precision: str, device: str, device_map: str | None, trust_remote_code: bool
+) -> Backbone:
+    quantized = precision in QUANTIZED
+    dtype = getattr(torch, resolve_compute(precision, device))
     adapter = description.adapter
     lora = adapter is not None and is_lora(adapter)
-    model, missing = load_weights(
-        description.model_id,
-        description.source if adapter is None or lora else adapter,
-        revision=description.revision,
-        trust_remote_code=trust_remote_code,
-        dtype="auto" if lora else dtype,
-        lora=adapter if lora else None,
-    )
-    has_pooler = getattr(model, "pooler", None) is not None
-    if has_pooler and any(name.startswith("pooler.") for name in missing):
-        model.pooler = None  # transformers would have filled it with random numbers
-        has_pooler = False
     try:
-        for parameter in model.parameters():
-            # Not model.to(dtype): that would round buffers too, such as rotary frequencies.
-            parameter.data = parameter.data.to(dtype)
-        model.to(torch.device(device)).eval().requires_grad_(False)
+        model, missing = load_weights(
+            description.model_id,
+            description.source if adapter is None or lora else adapter,
+            revision=description.revision,
+            trust_remote_code=trust_remote_code,
+            dtype="auto" if lora and not quantized else dtype,
+            lora=adapter if lora else None,
+            quantization=make_quantization(precision, compute=dtype) if quantized else None,
+            device_map=device_map or (place_quantized(device) if quantized else None),
+        )
+        has_pooler = getattr(model, "pooler", None) is not None
+        if has_pooler and any(name.startswith("pooler.") for name in missing):
+            model.pooler = None  # transformers would have filled it with random numbers
+            has_pooler = False
+        model.eval().requires_grad_(False)
+        if quantized:
+            settle_on_cpu(model, name=description.model_id)
+        else:
+            for parameter in model.parameters():
+                # Not model.to(dtype): that would round buffers too, such as rotary frequencies.
+                parameter.data = parameter.data.to(dtype)
+            if device_map is None:
+                model.to(torch.device(device))
     except torch.OutOfMemoryError as error:
         raise ResourceError(
-            f"'{description.model_id}' in {precision} does not fit into the memory of {device}: "
-            "set precision to bfloat16 or float16, or device to cpu."
+            f"'{description.model_id}' in {precision} does not fit into the memory of {device}: set precision to "
+            "bfloat16, float16, int8 or nf4, device_map to auto, or device to cpu."
         ) from error
+    if device_map is not None:
+        device = _find_first_device(model)
+    with hush_bitsandbytes():
+        stack = find_stack(model, description.n_layers, device=device)
     return Backbone(
         description=description,
         model=model,
-        stack=find_stack(model, description.n_layers),
+        stack=stack,
         has_pooler=has_pooler,
-        n_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        n_parameters=sum(map(count_weights, model.parameters())),
         precision=precision,
         device=device,
     )
+
+
+def _find_first_device(model: Any) -> str:
+    """Return the device of a spread model's first part."""
+    # A map that came to one device isn't kept, and then no weight is elsewhere.
+    placed = getattr(model, "hf_device_map", None) or {"": model.device}
+    first = next(iter(placed.values()))
+    if isinstance(first, int):
+        return f"cuda:{first}"
+    # Weights that are kept on disk are computed with by the CPU, or by a device that accelerate brings the input to.
+    return "cpu" if str(first) == "disk" else str(first)

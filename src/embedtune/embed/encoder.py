@@ -14,7 +14,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 
 from embedtune.embed.batching import plan_batches
 from embedtune.embed.pooling import check_pooling
-from embedtune.embed.precision import resolve_device, resolve_precision
+from embedtune.embed.precision import name_precision, resolve_device, resolve_precision
 from embedtune.embed.store import EmbeddingStore, EmbeddingTable, StoreKey, column_name, hash_text
 from embedtune.embed.texts import check_texts, find_distinct
 from embedtune.embed.tokens import Tokens, tokenize
@@ -53,7 +53,9 @@ class TransformerEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         itself, so ``cls`` is the same vector for every text.
     max_length : int
         Tokens per text, special tokens and prefix included; the rest is cut off.
-    precision : {"auto", "float32", "bfloat16", "float16"}
+    precision : {"auto", "float32", "bfloat16", "float16", "int8", "nf4"}
+        ``int8`` and ``nf4`` hold the weights in 8 and 4 bits (bitsandbytes; CUDA, or slowly a CPU) and compute in what
+        ``auto`` would be. An adapter stays beside such weights unmerged.
     adapter : str or Path, optional
         A folder that `embedtune.finetune.fine_tune` wrote.
     prefix : str
@@ -64,6 +66,8 @@ class TransformerEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         Padded tokens per forward pass.
     device : str
         ``"auto"`` or a torch device.
+    device_map : {None, "auto", "balanced", "sequential"}
+        Spread a model that is too large for one device over all of them.
     revision : str, optional
         Branch, tag or commit on the Hub.
     trust_remote_code : bool
@@ -100,6 +104,7 @@ class TransformerEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         store: str | Path | EmbeddingStore | None = None,
         batch_tokens: int | str = "auto",
         device: str = "auto",
+        device_map: str | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
@@ -113,6 +118,7 @@ class TransformerEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.store = store
         self.batch_tokens = batch_tokens
         self.device = device
+        self.device_map = device_map
         self.revision = revision
         self.trust_remote_code = trust_remote_code
 
@@ -181,9 +187,11 @@ class TransformerEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     def _check(self) -> tuple[int, ...]:
         """Validate the settings and return the layers' numbers."""
-        from embedtune.embed.backbone import resolve_layers
+        from embedtune.embed.backbone import check_device_map, resolve_layers
 
         check_pooling(self.pooling)
+        check_device_map(self.device_map, self.device)
+        resolve_precision(self.precision, resolve_device(self.device))
         described = self._describe()
         layers = resolve_layers(self.layers, described.n_layers, name=described.model_id)
         if self.pooling == "pooler" and set(layers) != {described.n_layers}:
@@ -218,6 +226,7 @@ class TransformerEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             revision=self.revision,
             precision=self.precision,
             device=self.device,
+            device_map=self.device_map,
             trust_remote_code=self.trust_remote_code,
         )
         if self.pooling == "pooler" and not backbone.has_pooler:
@@ -237,7 +246,7 @@ class TransformerEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             tokenizer=described.tokenizer_hash,
             max_length=self.max_length,
             prefix=self.prefix,
-            precision=resolve_precision(self.precision, resolve_device(self.device)),
+            precision=name_precision(self.precision, resolve_device(self.device)),
         )
         return store.table(key)
 

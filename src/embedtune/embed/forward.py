@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from embedtune.embed.backbone import Backbone
 from embedtune.embed.hidden import read_hidden
 from embedtune.embed.pooling import OWN_TOKENS, pool, pool_all_positions
+from embedtune.embed.quantization import hush_bitsandbytes
 from embedtune.embed.tokens import PaddedBatch, Tokens, pad_tokens, pick_pad_id
 from embedtune.errors import BackboneError, ResourceError
 
@@ -99,7 +100,7 @@ def _run(backbone: Backbone, batch: PaddedBatch, *, layers: Sequence[int], pooli
         "attention_mask": torch.from_numpy(batch.mask).to(device),
     }
     counted = torch.from_numpy(batch.counted if pooling in OWN_TOKENS else batch.mask.astype(bool)).to(device)
-    with torch.inference_mode():
+    with hush_bitsandbytes(), torch.inference_mode():
         if pooling == "pooler":
             pooled = {backbone.n_layers: backbone.model(**inputs).pooler_output.float()}
         elif pooling == "mean_padded":
@@ -116,6 +117,7 @@ def _run(backbone: Backbone, batch: PaddedBatch, *, layers: Sequence[int], pooli
                 backbone.stack,
                 inputs,
                 layers=layers,
-                reduce=lambda hidden: pool(hidden, counted, pooling),
+                # A model spread over devices leaves its hidden states where each layer is.
+                reduce=lambda hidden: pool(hidden, counted.to(hidden.device), pooling),
             )
         return {layer: values.cpu().numpy() for layer, values in pooled.items()}

@@ -18,13 +18,15 @@ class _Enough(Exception):
     """Raised inside a forward pass when every layer asked for has been read."""
 
 
-def find_stack(model: nn.Module, n_layers: int) -> nn.ModuleList | None:
+def find_stack(
+    model: nn.Module, n_layers: int, *, device: torch.device | str | None = None
+) -> nn.ModuleList | None:
     """Return the list of layers whose inputs are the model's hidden states, or None if hooks can't read them.
 
     A candidate counts only if it gives what ``output_hidden_states=True`` gives on a short probe; models that
-    share layers or do more between them have none.
+    share layers or do more between them have none. `device` is where inputs go, by default to the first parameter.
     """
-    device = next(model.parameters()).device
+    device = next(model.parameters()).device if device is None else torch.device(device)
     ids = torch.arange(2, 6, device=device).unsqueeze(0)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with torch.inference_mode():
@@ -38,7 +40,9 @@ def find_stack(model: nn.Module, n_layers: int) -> nn.ModuleList | None:
                 model, stack, inputs, layers=range(n_layers + 1), reduce=lambda hidden: hidden
             )
             if len(found) == n_layers + 1 and all(
-                torch.allclose(found[k].float(), expected[k].float(), rtol=1e-3, atol=1e-4, equal_nan=True)
+                torch.allclose(
+                    found[k].cpu().float(), expected[k].cpu().float(), rtol=1e-3, atol=1e-4, equal_nan=True
+                )
                 for k in found
             ):
                 return stack

@@ -52,8 +52,21 @@ def load_weights(
     trust_remote_code: bool,
     dtype: Any,
     lora: Path | None = None,
+    causal: bool = False,
+    quantization: Any = None,
+    device_map: Any = None,
 ) -> tuple[Any, list[str]]:
-    """Load a base model (its encoder half if it has two), with a LoRA adapter merged in.
+    """Load a base model (its encoder half if it has two), with a LoRA adapter in it.
+
+    Parameters
+    ----------
+    lora : Path, optional
+        An adapter: merged into full-precision weights; left beside quantized ones, where merging would round it.
+    causal : bool
+        Load a decoder with its language-model head instead.
+    quantization : transformers.BitsAndBytesConfig, optional
+    device_map : str or dict, optional
+        Where to put what, as transformers takes it.
 
     Returns
     -------
@@ -66,12 +79,15 @@ def load_weights(
     BackboneError
         As `load_config` does, and if other weights are missing, or the adapter doesn't fit the model.
     """
+    family: Any = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
     with hush_libraries(keep_bars=isinstance(source, str)), explain(name, source):
-        model, report = transformers.AutoModel.from_pretrained(
+        model, report = family.from_pretrained(
             source,
             revision=revision or "main",
             trust_remote_code=trust_remote_code,
             dtype=dtype,
+            quantization_config=quantization,
+            device_map=device_map,
             output_loading_info=True,
         )
     missing = sorted(report["missing_keys"])
@@ -82,14 +98,14 @@ def load_weights(
             "it is incomplete or of another architecture; save it again with save_pretrained."
         )
     if lora is not None:
-        model = _merge_lora(name, model, lora)
+        model = _put_lora(name, model, lora, merge=quantization is None)
     if getattr(model.config, "is_encoder_decoder", False):
         model = model.get_encoder()
     model.config.use_cache = False
     return model, missing
 
 
-def _merge_lora(name: str, model: Any, folder: Path) -> Any:
+def _put_lora(name: str, model: Any, folder: Path, *, merge: bool) -> Any:
     import peft
 
     misfit = f"the adapter in '{folder}' does not fit '{name}': give the model that it was trained on."
@@ -98,7 +114,8 @@ def _merge_lora(name: str, model: Any, folder: Path) -> Any:
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("error", message="Found missing adapter keys")
         try:
-            return peft.PeftModel.from_pretrained(model, folder).merge_and_unload()
+            adapted = peft.PeftModel.from_pretrained(model, folder)
+            return adapted.merge_and_unload() if merge else adapted.get_base_model()
         except (UserWarning, ValueError, RuntimeError) as error:
             raise BackboneError(misfit) from error
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+from embedtune.embed.quantization import QUANTIZED, check_quantization
 from embedtune.errors import ConfigError, suggest_nearest
 
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16", *QUANTIZED)
 
 #: What a processor calls its bfloat16 matrix instructions (x86: AVX-512 and AMX; Arm: bf16).
 _BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
@@ -43,7 +44,7 @@ def resolve_device(device: str) -> str:
 
 
 def resolve_precision(precision: str, device: str) -> str:
-    """Return ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+    """Return ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"int8"`` or ``"nf4"``.
 
     ``"auto"`` is bfloat16 on a CPU that multiplies it in hardware and float32 on any other (where half
     precision is up to a hundred times slower); bfloat16 on a CUDA device that has it, else float16; float32
@@ -52,13 +53,17 @@ def resolve_precision(precision: str, device: str) -> str:
     Raises
     ------
     ConfigError
-        If `precision` is none of `PRECISIONS`.
+        If `precision` is none of `PRECISIONS`, or the device can't hold quantized weights.
+    MissingExtraError
+        If quantized weights are asked for and bitsandbytes isn't installed.
     """
     if precision not in PRECISIONS:
         nearest = suggest_nearest(str(precision), PRECISIONS)
         raise ConfigError(
             f"precision {precision!r} is unknown{nearest}: choose one of {', '.join(PRECISIONS)}."
         )
+    if precision in QUANTIZED:
+        check_quantization(precision, device)
     if precision != "auto":
         return precision
     if device.startswith("cuda"):
@@ -68,6 +73,18 @@ def resolve_precision(precision: str, device: str) -> str:
     if device == "cpu" and multiplies_bfloat16():
         return "bfloat16"
     return "float32"
+
+
+def resolve_compute(precision: str, device: str) -> str:
+    """Return the precision that products are computed in: of quantized weights, what ``"auto"`` is there."""
+    return resolve_precision("auto", device) if precision in QUANTIZED else precision
+
+
+def name_precision(precision: str, device: str) -> str:
+    """Return all that decides how values are rounded: of quantized weights also what products are computed in."""
+    resolved = resolve_precision(precision, device)
+    compute = resolve_compute(resolved, device)
+    return resolved if compute == resolved else f"{resolved}+{compute}"
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Keeping transformers, the Hub's client and peft quiet where their news is ours to tell."""
+"""Keeping transformers, the Hub's client, peft and bitsandbytes quiet where their news is ours to tell."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 from huggingface_hub.utils import logging as hub_logging
 from transformers.utils import logging as transformers_logging
+
+from embedtune.embed.quantization import hush_bitsandbytes
 
 
 @contextlib.contextmanager
@@ -20,7 +22,7 @@ def hush_libraries(*, keep_bars: bool = False) -> Iterator[None]:
     if not keep_bars:
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        with warnings.catch_warnings():
+        with hush_bitsandbytes(), warnings.catch_warnings():
             # peft and we ask transformers for what has a new name in its latest version.
             warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")
             yield

@@ -38,7 +38,8 @@ class StoreKey:
     prefix : str
         Put in front of every text.
     precision : str
-        Resolved: ``"float32"``, ``"bfloat16"`` or ``"float16"``, never ``"auto"``.
+        Resolved, never ``"auto"``: ``"float32"``, ``"bfloat16"``, ``"float16"``, or of quantized weights also what is
+        computed in, as in ``"nf4+bfloat16"``.
     """
 
     backbone: str

@@ -217,6 +217,7 @@ def write_verdict(
     *,
     metric: str = "macro_f1",
     confidence: float = 0.95,
+    faults: Sequence[str] = (),
 ) -> str:
     """Say in a sentence whether fine-tuning is worth it on this task.
 
@@ -234,7 +235,12 @@ def write_verdict(
         The metric the verdict is about.
     confidence : float
         Coverage the comparisons' intervals were made with.
+    faults : sequence of str
+        What makes these scores no answer; named before anything else is said.
     """
+    if faults:
+        verdict = write_verdict(arms, comparisons, metric=metric, confidence=confidence)
+        return f"Not an answer: {' and '.join(faults)}. {verdict}"
     tuned = [name for name in ("tuned", "tuned+", "end-to-end") if name in arms]
     if not tuned:
         return "No verdict on fine-tuning: no fine-tuned arm was run."

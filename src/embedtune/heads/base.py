@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,10 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A classifier on one matrix, dense or CSR, whose `predict` follows `predict_proba`."""
 
     classes_: NDArray[Any]
+
+    #: Threads that libraries may use in fit; NumPy, SciPy and torch each bring a pool of them, and on many small
+    #: products they only wait for each other. None leaves them be.
+    n_threads: ClassVar[int | None] = 1
 
     def predict_proba(self, X: Matrix) -> Floats:
         """Return probabilities (n, K), float64, columns in the order of `classes_`."""

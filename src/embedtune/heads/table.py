@@ -15,7 +15,7 @@ HEADS: dict[str, tuple[str, str, bool]] = {
     "logistic": ("linear", "LogisticHead", False),
     "ridge": ("linear", "RidgeHead", False),
     "stack": ("stack", "StackHead", True),
-    "cooccurrence": ("cooccurrence", "CooccurrenceHead", False),
+    "cooccurrence": ("cooccurrence_head", "CooccurrenceHead", False),
 }
 
 
