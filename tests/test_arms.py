@@ -27,7 +27,7 @@ Y = np.random.default_rng(9).integers(0, 3, 600)
 
 
 def test_arms_are_listed_from_least_to_most_trained():
-    assert list(ARMS) == ["majority", "floor", "frozen", "frozen+", "tuned", "end-to-end"]
+    assert list(ARMS) == ["majority", "floor", "frozen", "frozen+", "tuned", "tuned+", "end-to-end"]
     assert {arm.backbones for arm in ARMS.values()} == {"none", "frozen", "tuned"}
     assert all(name in ARMS for pair in PAIRS for name in pair)
 

@@ -9,12 +9,23 @@ from sklearn.base import clone
 
 from embedtune.classifier import EmbedClassifier
 from embedtune.config import LexicalView, StaticView, TransformerView
+from embedtune.embed.crossfitted import CrossFittedEncoder
 from embedtune.embed.encoder import TransformerEncoder
 from embedtune.embed.lexical import LexicalEncoder
 from embedtune.embed.static import StaticEncoder
 from embedtune.embed.store import EmbeddingStore
 from embedtune.finetune.saved import read_finetuned
-from embedtune.plan import TUNED_ON, TaskRun, adapter_dir, adapter_step, list_tuned_reads
+from embedtune.plan import (
+    TUNED_ON,
+    TaskRun,
+    Training,
+    adapter_dir,
+    adapter_step,
+    list_trainings,
+    list_tuned_reads,
+    list_views,
+    split_folds,
+)
 
 
 def build_classifier(run: TaskRun, arm: str, seed: int) -> EmbedClassifier:
@@ -25,12 +36,16 @@ def build_classifier(run: TaskRun, arm: str, seed: int) -> EmbedClassifier:
         return EmbedClassifier([("lexical", LexicalEncoder())], "logistic", **options)
     if arm == "end-to-end":
         return _build_end_to_end(run, seed)
-    tuned = {view.model for view in list_tuned_reads(run)} if arm == "tuned" else set()
+    tuned = {view.model for view in list_tuned_reads(run)} if arm in TUNED_ON else set()
+    folds = _number_folds(run, seed) if arm == "tuned+" else {}
     views: list[tuple[str, Any]] = []
-    for name, view in run.experiment.embed.views.items():
+    for name, view in list_views(run, arm):
         if isinstance(view, TransformerView):
-            adapter = adapter_dir(run, view.model, TUNED_ON["tuned"], seed) if view.model in tuned else None
-            views.append((name, build_encoder(run, view, adapter=adapter)))
+            trainings = list_trainings(run, arm) if view.model in tuned else []
+            adapters = [adapter_dir(run, view.model, training, seed) for training in trainings]
+            encoders = [build_encoder(run, view, adapter=adapter) for adapter in adapters or (None,)]
+            is_alone = len(encoders) == 1
+            views.append((name, encoders[0] if is_alone else CrossFittedEncoder(encoders, folds=folds)))
         elif isinstance(view, StaticView):
             views.append((name, StaticEncoder(view.source)))
         else:
@@ -41,15 +56,22 @@ def build_classifier(run: TaskRun, arm: str, seed: int) -> EmbedClassifier:
     return EmbedClassifier(views, settings.head, **options)
 
 
+def _number_folds(run: TaskRun, seed: int) -> dict[str, int]:
+    """Return the fold of each text of tune + train; one text has one group, and so one fold."""
+    splits = run.splits
+    folds = split_folds(run, splits, seed)
+    return {splits.texts[i]: fold for fold, (_, unseen) in enumerate(folds) for i in unseen}
+
+
 def _build_end_to_end(run: TaskRun, seed: int) -> EmbedClassifier:
     """Return the fine-tuned backbone that did best on its validation rows, with its own head."""
-    parts = TUNED_ON["end-to-end"]
+    training = Training(TUNED_ON["end-to-end"])
 
     def validated(view: TransformerView) -> float:
-        return run.record(adapter_step(view.model, parts, seed))["result"]["validation_macro_f1"] or 0.0
+        return run.record(adapter_step(view.model, training, seed))["result"]["validation_macro_f1"] or 0.0
 
     view = max(list_tuned_reads(run), key=validated)
-    adapter = adapter_dir(run, view.model, parts, seed)
+    adapter = adapter_dir(run, view.model, training, seed)
     encoder = build_encoder(run, view.model_copy(update={"layers": (-1,)}), adapter=adapter)
     tuned = read_finetuned(adapter)
     return EmbedClassifier.from_finetuned(
@@ -63,7 +85,9 @@ def read_at_test_length(run: TaskRun, classifier: EmbedClassifier) -> EmbedClass
     for name, encoder in classifier.views_:
         view = run.experiment.embed.views.get(name)
         if isinstance(view, TransformerView) and view.test_max_length is not None:
-            encoder = clone(encoder).set_params(max_length=view.test_max_length)
+            encoder = clone(encoder)
+            for one in encoder.encoders if isinstance(encoder, CrossFittedEncoder) else [encoder]:
+                one.set_params(max_length=view.test_max_length)
         views.append((name, encoder))
     return EmbedClassifier.from_fitted(views, classifier.head_)
 

@@ -5,7 +5,7 @@
     bundle.json       schema, labels, views, head, the hash of every other file, and what the run said of it
     head.skops        the fitted head
     view-NAME.json    the n-grams a lexical view learned; its projection, if it has one, in view-NAME.safetensors
-    adapters/NAME/    fine-tuned weights of a backbone, as `fine_tune` wrote them
+    adapters/NAME/    fine-tuned weights of a backbone, as `fine_tune` wrote them; fold0/, fold1/ … if cross-fitted
 
 Backbones themselves stay where they are: the bundle names each with the hash of its weights and refuses others.
 """
@@ -24,6 +24,7 @@ from safetensors.numpy import load_file, save_file
 import embedtune
 from embedtune.embed.backbone import describe_backbone
 from embedtune.embed.checkpoints import hash_file
+from embedtune.embed.crossfitted import CrossFittedEncoder
 from embedtune.embed.encoder import TransformerEncoder
 from embedtune.embed.lexical import LexicalEncoder
 from embedtune.embed.static import StaticEncoder
@@ -156,6 +157,9 @@ def _write_view(name: str, encoder: Any, folder: Path) -> dict[str, Any]:
                 copy_function=link_or_copy,
             )
         return view
+    if isinstance(encoder, CrossFittedEncoder):
+        folds = [_write_view(f"{name}/fold{k}", fold, folder) for k, fold in enumerate(encoder.encoders)]
+        return {"name": name, "kind": "cross-fitted", "encoders": folds}
     if isinstance(encoder, StaticEncoder):
         return {"name": name, "kind": "static", "params": _plain(encoder.get_params())}
     if isinstance(encoder, LexicalEncoder):
@@ -166,11 +170,15 @@ def _write_view(name: str, encoder: Any, folder: Path) -> dict[str, Any]:
         return {"name": name, "kind": "lexical", "params": params, "file": f"view-{name}.json"}
     raise BundleError(
         f"view '{name}' is a {type(encoder).__name__}, which a bundle can't hold: "
-        "use TransformerEncoder, StaticEncoder or LexicalEncoder."
+        "use TransformerEncoder, CrossFittedEncoder, StaticEncoder or LexicalEncoder."
     )
 
 
 def _read_view(view: dict[str, Any], path: Path, *, store: Any, device: str) -> Any:
+    if view["kind"] == "cross-fitted":
+        return CrossFittedEncoder(
+            [_read_view(fold, path, store=store, device=device) for fold in view["encoders"]]
+        )
     params: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in view["params"].items()
     }

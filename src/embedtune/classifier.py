@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 from threadpoolctl import threadpool_limits
 
 from embedtune.bundle import BundleParts, NamedEncoder, read_bundle, write_bundle
+from embedtune.embed.crossfitted import CrossFittedEncoder
 from embedtune.embed.encoder import TransformerEncoder
 from embedtune.embed.lexical import LexicalEncoder
 from embedtune.embed.static import StaticEncoder
@@ -218,7 +219,7 @@ def name_views(views: Sequence[Any] | None) -> list[NamedEncoder]:
 def _group_blocks(encoder: Any, *, first: int) -> list[tuple[int, ...]]:
     """Say which blocks a stack reads together: several layers as the last one, and all of them; others one by one."""
     blocks = tuple(range(first, first + len(encoder.widths_)))
-    if isinstance(encoder, TransformerEncoder) and len(blocks) > 1:
+    if isinstance(encoder, TransformerEncoder | CrossFittedEncoder) and len(blocks) > 1:
         return [(blocks[int(np.argmax(encoder.layers_))],), blocks]
     return [(block,) for block in blocks]
 

@@ -23,7 +23,7 @@ from embedtune.errors import ConfigError, suggest_nearest
 from embedtune.recipe import set_keys
 
 Pooling = Literal["mean", "weighted_mean", "cls", "last", "max", "pooler", "mean_padded"]
-Arm = Literal["majority", "floor", "frozen", "frozen+", "tuned", "end-to-end"]
+Arm = Literal["majority", "floor", "frozen", "frozen+", "tuned", "tuned+", "end-to-end"]
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8", "nf4"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
@@ -58,14 +58,15 @@ class PrepareConfig(_Part):
 
 
 class TransformerView(_Part):
-    """Hidden layers of a backbone; `test_max_length` reads test rows at another length, as published LLMEmbed does.
+    """Hidden layers of a backbone.
 
-    `precision` is by default that of `embed`.
+    ``layers: auto`` leaves the choice to a probe inside the training rows; `test_max_length` reads test rows at another
+    length, as published LLMEmbed does; `precision` is by default that of `embed`.
     """
 
     kind: Literal["transformer"] = "transformer"
     model: str
-    layers: Literal["all"] | str | tuple[int, ...] = "last5"
+    layers: Literal["all", "auto"] | str | tuple[int, ...] = "last5"
     pooling: Pooling = "mean"
     max_length: int = Field(default=128, ge=4)
     test_max_length: int | None = Field(default=None, ge=4)
@@ -73,6 +74,14 @@ class TransformerView(_Part):
     precision: Precision | None = None
     revision: str | None = None
     trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _check_layers(self) -> TransformerView:
+        if self.layers == "auto" and self.pooling == "pooler":
+            raise ValueError(
+                "layers is 'auto' where pooling is 'pooler', which reads the last layer only: set layers to [-1]"
+            )
+        return self
 
 
 class StaticView(_Part):
@@ -131,15 +140,17 @@ class FinetuneSettings(_Part):
 class FinetuneConfig(FinetuneSettings):
     """How backbones are fine-tuned.
 
-    `backbones` names models of the views, or is ``"all"``; `by_backbone` holds, by model, what differs for it.
+    `backbones` names models of the views, or is ``"all"``; `by_backbone` holds, by model, what differs for it. The arm
+    tuned+ fine-tunes each backbone `n_folds` times.
     """
 
     backbones: Literal["all"] | tuple[str, ...] = "all"
     by_backbone: dict[str, dict[str, Any]] = {}
+    n_folds: int = Field(default=3, ge=2)
 
     def of(self, model: str) -> FinetuneSettings:
         """Return the settings of one backbone."""
-        shared = self.model_dump(exclude={"backbones", "by_backbone"})
+        shared = self.model_dump(exclude={"backbones", "by_backbone", "n_folds"})
         return FinetuneSettings.model_validate({**shared, **self.by_backbone.get(model, {})})
 
 

@@ -6,6 +6,7 @@ has been done with the same inputs is not done again (`runfolder`). Nothing but 
 
 from __future__ import annotations
 
+import functools
 import logging
 import shutil
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from embedtune.heads.probe import probe_blocks
 from embedtune.plan import (
     TUNED_ON,
     TaskRun,
+    Training,
     adapter_dir,
     adapter_key,
     adapter_step,
@@ -39,14 +41,19 @@ from embedtune.plan import (
     list_faults,
     list_head_parts,
     list_reads,
-    list_tuned_parts,
+    list_scans,
+    list_trainings,
     list_tuned_reads,
+    list_views,
     predictions_path,
+    scan_key,
+    split_folds,
 )  # fmt: skip
 from embedtune.predictions import read_predictions, write_predictions
 from embedtune.report.build import build_report
 from embedtune.results import describe_environment, sum_costs
 from embedtune.runfolder import digest
+from embedtune.scan import count_scanned, draw_curve, read_embed_cost, scan_views
 from embedtune.tables import list_cells, write_test_table, write_validation_table
 
 log = logging.getLogger(__name__)
@@ -78,12 +85,15 @@ def prepare(run: TaskRun) -> None:
 def embed(run: TaskRun) -> None:
     """Read every text with every frozen backbone into the store."""
     splits = run.splits
+    scan_views(run)
     for view in list_reads(run):
+        n_before = count_scanned(run, view)
         if view.test_max_length is None:
-            _extract(run, embed_step(view), view, splits.texts, adapter=None)
+            _extract(run, embed_step(view), view, splits.texts, adapter=None, n_before=n_before)
             continue
         seen, unseen = splits.rows("tune", "train"), splits.rows("test")
-        _extract(run, embed_step(view), view, [splits.texts[i] for i in seen], adapter=None)
+        texts = [splits.texts[i] for i in seen]
+        _extract(run, embed_step(view), view, texts, adapter=None, n_before=n_before)
         cut = view.model_copy(update={"max_length": view.test_max_length})
         _extract(run, f"{embed_step(view)}-test", cut, [splits.texts[i] for i in unseen], adapter=None)
 
@@ -93,19 +103,22 @@ def finetune(run: TaskRun) -> None:
     splits = run.splits
     names = splits.label_names
     y = _encode(splits)
+    folds = functools.cache(lambda seed: split_folds(run, splits, seed))
+    _drop_old_folds(run)
     for view in list_tuned_reads(run):
         for seed in run.experiment.seeds:
-            for parts in list_tuned_parts(run):
-                rows = splits.rows(*parts)
-                adapter = adapter_dir(run, view.model, parts, seed)
+            for training in list_trainings(run):
+                adapter = adapter_dir(run, view.model, training, seed)
 
                 def compute(
                     view: TransformerView = view,
                     seed: int = seed,
-                    rows: NDArray[Any] = rows,
+                    training: Training = training,
                     adapter: Path = adapter,
                 ) -> dict[str, Any]:
                     settings = run.experiment.finetune.of(view.model).model_dump(exclude_none=True)
+                    fold = training.fold
+                    rows: Any = splits.rows(*training.parts) if fold is None else folds(seed)[fold][0]
                     with measure() as cost:
                         tuned = fine_tune(
                             view.model,
@@ -131,24 +144,35 @@ def finetune(run: TaskRun) -> None:
                         "validation_macro_f1": tuned.macro_f1,
                     }
 
-                step = adapter_step(view.model, parts, seed)
-                run.folder.run_step(
-                    step, adapter_key(run, view, parts, seed), compute, outputs=[adapter / "finetune.json"]
-                )
+                step = adapter_step(view.model, training, seed)
+                key = adapter_key(run, view, training, seed)
+                run.folder.run_step(step, key, compute, outputs=[adapter / "finetune.json"])
+
+
+def _drop_old_folds(run: TaskRun) -> None:
+    """Delete adapters of folds that there are no longer: whole weights take room."""
+    for folder in (run.path / "adapters").glob("*/*-fold*-seed*"):
+        fold = int(folder.name.rpartition("-fold")[2].partition("-seed")[0])
+        if fold >= run.experiment.finetune.n_folds:
+            shutil.rmtree(folder)
 
 
 def embed_tuned(run: TaskRun) -> None:
     """Read the texts again with the fine-tuned backbones, as far as the arms need them."""
     splits = run.splits
+    folds = functools.cache(lambda seed: split_folds(run, splits, seed))
     for view in list_tuned_reads(run):
         for seed in run.experiment.seeds:
-            for parts in list_tuned_parts(run):
-                run.record(adapter_step(view.model, parts, seed), adapter_key(run, view, parts, seed))
-                own_head = parts == TUNED_ON["end-to-end"]
+            for training in list_trainings(run):
+                step = adapter_step(view.model, training, seed)
+                run.record(step, adapter_key(run, view, training, seed))
+                own_head = training == Training(TUNED_ON["end-to-end"])
                 needed = splits.rows("test") if own_head else splits.rows("train", "test")
+                if training.fold is not None:
+                    needed = np.union1d(folds(seed)[training.fold][1], splits.rows("test"))
                 read = view.model_copy(update={"layers": (-1,)}) if own_head else view
-                adapter = adapter_dir(run, view.model, parts, seed)
-                step = f"embed-tuned.{adapter_step(view.model, parts, seed).removeprefix('finetune.')}"
+                adapter = adapter_dir(run, view.model, training, seed)
+                step = step.replace("finetune.", "embed-tuned.", 1)
                 _extract(run, step, read, [splits.texts[i] for i in needed], adapter=adapter)
 
 
@@ -169,7 +193,7 @@ def fit(run: TaskRun) -> None:
 
         log.info("%s: fitting %s", run.task, arm)
         run.folder.run_step(f"fit.{arm}", arm_key(run, arm), compute, outputs=[predictions_path(run, arm)])
-    if run.experiment.compare.probe_layers:
+    if run.experiment.compare.probe_layers or list_scans(run):
         _probe(run, splits)
 
 
@@ -209,6 +233,11 @@ def compare(run: TaskRun) -> None:
             "verdict": write_verdict(
                 scores, comparisons, confidence=settings.confidence, faults=list_faults(run.experiment)
             ),
+            "automatic_layers": {
+                name: list(view.layers)
+                for name, view in list_views(run, "frozen")
+                if run.experiment.embed.views[name] != view and isinstance(view, TransformerView)
+            },
             "environment": describe_environment(command=run.command, seeds=run.experiment.seeds),
         }
         cells = {arm: run.record(f"fit.{arm}")["result"]["cells"] for arm in arms}
@@ -279,16 +308,17 @@ def _check_views(run: TaskRun) -> None:
     """Refuse a backbone, layer or length that can't be used before anything long starts."""
     for view in run.experiment.embed.views.values():
         if isinstance(view, TransformerView):
-            build_encoder(run, view, adapter=None).layers_  # noqa: B018 reading it checks every setting
+            known = view.model_copy(update={"layers": "all"}) if view.layers == "auto" else view
+            build_encoder(run, known, adapter=None).layers_  # noqa: B018 reading it checks every setting
 
 
 def _require_adapters(run: TaskRun, arm: str) -> None:
     """Make sure the arm's backbones were fine-tuned with the present settings."""
     for view in list_tuned_reads(run) if arm in TUNED_ON else []:
         for seed in run.experiment.seeds:
-            run.record(
-                adapter_step(view.model, TUNED_ON[arm], seed), adapter_key(run, view, TUNED_ON[arm], seed)
-            )
+            for training in list_trainings(run, arm):
+                step = adapter_step(view.model, training, seed)
+                run.record(step, adapter_key(run, view, training, seed))
 
 
 def _fit_arm(
@@ -334,15 +364,20 @@ def _probe(run: TaskRun, splits: Splits) -> None:
     texts = [splits.texts[i] for i in rows]
     y, groups = _encode(splits)[rows], np.asarray(splits.groups)[rows]
     seed = run.experiment.seeds[0]
-    tuned = (
-        {view.model for view in list_tuned_reads(run)} if "tuned" in run.experiment.compare.arms else set()
-    )
+    training = Training(TUNED_ON["tuned"])
+    settings = run.experiment.compare
+    is_tuned = settings.probe_layers and "tuned" in settings.arms
+    tuned = {view.model for view in list_tuned_reads(run)} if is_tuned else set()
+    scans = list_scans(run)
 
     def compute() -> dict[str, Any]:
         curves = []
-        for view in list_reads(run):
+        for view in list_reads(run) if settings.probe_layers else scans:
             for state in ("frozen", "tuned") if view.model in tuned else ("frozen",):
-                adapter = None if state == "frozen" else adapter_dir(run, view.model, TUNED_ON["tuned"], seed)
+                adapter = adapter_dir(run, view.model, training, seed) if state == "tuned" else None
+                if view.model_copy(update={"layers": "all"}) in scans:
+                    curves.append(draw_curve(run, view, adapter=adapter))
+                    continue
                 encoder = build_encoder(run, view, adapter=adapter)
                 X = encoder.transform(texts)
                 scores = probe_blocks(X, y, widths=encoder.widths_, groups=groups, random_state=seed)
@@ -353,12 +388,11 @@ def _probe(run: TaskRun, splits: Splits) -> None:
         write_json(run.path / "probes.json", {"metric": "macro_f1", "curves": curves})
         return {}
 
-    keys = [
-        adapter_key(run, view, TUNED_ON["tuned"], seed)
-        for view in list_tuned_reads(run)
-        if view.model in tuned
-    ]
-    key = digest(run.record("prepare")["key"], [view.model_dump() for view in list_reads(run)], keys)
+    keys = [adapter_key(run, view, training, seed) for view in list_tuned_reads(run) if view.model in tuned]
+    scan_keys = [scan_key(run, view) for view in scans]
+    key = digest(
+        run.record("prepare")["key"], [view.model_dump() for view in list_reads(run)], keys, *scan_keys
+    )
     run.folder.run_step("fit.probe", key, compute, outputs=[run.path / "probes.json"])
 
 
@@ -369,14 +403,15 @@ def _extract(
     texts: list[str] | tuple[str, ...],
     *,
     adapter: Path | None,
+    n_before: int = 0,
 ) -> None:
-    """Make sure the store holds what `view` reads from the texts; record how long it took."""
+    """Make sure the store holds what `view` reads from the texts, `n_before` already; record how long it took."""
 
     def compute() -> dict[str, Any]:
         encoder = build_encoder(run, view, adapter=adapter)
         with measure() as cost:
             encoder.transform(texts)
-        whole = encoder.last_n_computed_ == len(set(texts))
+        whole = encoder.last_n_computed_ == len(set(texts)) - n_before
         return {
             "seconds": encoder.last_seconds_ if whole else None,
             "rows_per_second": encoder.last_n_computed_ / encoder.last_seconds_
@@ -400,18 +435,18 @@ def _cost(run: TaskRun, arm: str) -> dict[str, Any]:
     fitted = [run.record(f"fit.{arm}")["result"]]
     if arm in ("majority", "floor"):
         return sum_costs(fit=fitted)
-    frozen = [run.record(embed_step(view))["result"] for view in list_reads(run)]
+    frozen = [read_embed_cost(run, view) for view in list_reads(run)]
     if ARMS[arm].backbones == "frozen":
         return sum_costs(fit=fitted, embed=frozen)
-    rows = TUNED_ON[arm]
     steps = [
-        adapter_step(view.model, rows, seed)
+        adapter_step(view.model, training, seed)
         for view in list_tuned_reads(run)
         for seed in run.experiment.seeds
+        for training in list_trainings(run, arm)
     ]
     tuned = [run.record(step)["result"] for step in steps]
     read = [run.record(step.replace("finetune.", "embed-tuned.", 1))["result"] for step in steps]
-    return sum_costs(fit=fitted, embed=read, finetune=tuned)
+    return sum_costs(fit=fitted, embed=read, finetune=tuned, n_seeds=len(run.experiment.seeds))
 
 
 def _encode(splits: Splits) -> NDArray[np.int64]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from embedtune.config import Experiment, SourceConfig, TransformerView
+import numpy as np
+from numpy.typing import NDArray
+
+from embedtune.config import Experiment, SourceConfig, TransformerView, View
 from embedtune.data.splits import Splits, read_splits
 from embedtune.embed.checkpoints import name_model
-from embedtune.errors import RunFolderError
+from embedtune.errors import DataError, RunFolderError
 from embedtune.evaluate.arms import ARMS
 from embedtune.runfolder import RunFolder, digest
 
@@ -21,11 +24,31 @@ ARM_ROWS: Mapping[str, tuple[str, ...]] = {
     "frozen": ("train",),
     "frozen+": ("tune", "train"),
     "tuned": ("train",),
+    "tuned+": ("tune", "train"),
     "end-to-end": ("tune", "train"),
 }
 
 #: Which parts' labels an arm's backbones are fine-tuned on.
-TUNED_ON: Mapping[str, tuple[str, ...]] = {"tuned": ("tune",), "end-to-end": ("tune", "train")}
+TUNED_ON: Mapping[str, tuple[str, ...]] = {
+    "tuned": ("tune",),
+    "tuned+": ("tune", "train"),
+    "end-to-end": ("tune", "train"),
+}
+
+#: Automatic layers are this many neighbouring ones.
+N_AUTOMATIC = 5
+
+
+class Training(NamedTuple):
+    """One fine-tuning of a backbone: on the rows of `parts`, without those of `fold` where there is one."""
+
+    parts: tuple[str, ...]
+    fold: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name in steps and folders."""
+        return "+".join(self.parts) if self.fold is None else f"{'+'.join(self.parts)}-fold{self.fold}"
 
 
 @dataclass(frozen=True)
@@ -88,17 +111,52 @@ def list_faults(experiment: Experiment) -> list[str]:
 
 def list_reads(run: TaskRun) -> list[TransformerView]:
     """Return one view per distinct way a backbone is run, with every layer that anything asks of it."""
+    return _list_reads(run, tuned=False)
+
+
+def _list_reads(run: TaskRun, *, tuned: bool) -> list[TransformerView]:
     asked: dict[TransformerView, set[int] | None] = {}
     for view in run.experiment.embed.views.values():
         if isinstance(view, TransformerView):
             way = view.model_copy(update={"layers": "all"})
             before = asked.setdefault(way, set())
-            layers = None if run.experiment.compare.probe_layers else _layer_numbers(view.layers)
+            probed = run.experiment.compare.probe_layers and view.layers != "auto"
+            layers = None if probed else _layer_numbers(resolve_view(run, view, tuned=tuned).layers)
             asked[way] = None if layers is None or before is None else before | layers
     return [
         way if layers is None else way.model_copy(update={"layers": tuple(sorted(layers))})
         for way, layers in asked.items()
     ]
+
+
+def list_scans(run: TaskRun) -> list[TransformerView]:
+    """Return one view of all layers per distinct way a backbone is run whose layers are to be chosen."""
+    views = run.experiment.embed.views.values()
+    open_views = [view for view in views if isinstance(view, TransformerView) and view.layers == "auto"]
+    return list(dict.fromkeys(view.model_copy(update={"layers": "all"}) for view in open_views))
+
+
+def list_window(layer: int) -> list[int]:
+    """Return the layers that are read where `layer` is the highest of the automatic ones, from the top."""
+    return list(range(layer, max(layer - N_AUTOMATIC, -1), -1))
+
+
+def resolve_view(run: TaskRun, view: TransformerView, *, tuned: bool) -> TransformerView:
+    """Return a view with the layers that were chosen in the place of automatic ones.
+
+    A fine-tuned backbone is read at its last layers: fine-tuning trained the last one to be read, and the folds'
+    adapters must be read alike.
+
+    Raises
+    ------
+    RunFolderError
+        If the embed stage, which chooses, hasn't been done with the present settings.
+    """
+    if view.layers != "auto":
+        return view
+    found = run.record(scan_step(view), scan_key(run, view))["result"]
+    layers = list_window(found["n_layers"]) if tuned else found["layers"]
+    return view.model_copy(update={"layers": tuple(layers)})
 
 
 def _layer_numbers(layers: str | tuple[int, ...]) -> set[int] | None:
@@ -114,14 +172,45 @@ def list_tuned_reads(run: TaskRun) -> list[TransformerView]:
     """Return the reads whose backbone is fine-tuned, one per backbone."""
     chosen = run.experiment.finetune.backbones
     reads = {
-        view.model: view for view in reversed(list_reads(run)) if chosen == "all" or view.model in chosen
+        view.model: view
+        for view in reversed(_list_reads(run, tuned=True))
+        if chosen == "all" or view.model in chosen
     }
-    return [reads[model] for model in reversed(reads)] if list_tuned_parts(run) else []
+    return [reads[model] for model in reversed(reads)] if list_trainings(run) else []
 
 
-def list_tuned_parts(run: TaskRun) -> list[tuple[str, ...]]:
-    """Return the parts backbones are fine-tuned on, one entry per fine-tuned arm."""
-    return [TUNED_ON[arm] for arm in run.experiment.compare.arms if arm in TUNED_ON]
+def list_trainings(run: TaskRun, arm: str | None = None) -> list[Training]:
+    """Return how often each backbone is fine-tuned, and on what: for one arm, or for all of the run."""
+    arms = run.experiment.compare.arms if arm is None else (arm,)
+    found: list[Training] = []
+    for name in arms:
+        if name == "tuned+":
+            found += [Training(TUNED_ON[name], fold) for fold in range(run.experiment.finetune.n_folds)]
+        elif name in TUNED_ON:
+            found.append(Training(TUNED_ON[name]))
+    return found
+
+
+def split_folds(run: TaskRun, splits: Splits, seed: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Return each fold of tune + train: the rows that its adapter is fine-tuned on, and those it is kept from.
+
+    Raises
+    ------
+    DataError
+        If there are too few rows for so many folds.
+    """
+    from embedtune.heads.crossfit import assign_folds
+
+    n_folds = run.experiment.finetune.n_folds
+    rows = splits.rows(*TUNED_ON["tuned+"])
+    y = np.unique(np.array(splits.labels)[rows], return_inverse=True)[1]
+    folds = assign_folds(y, groups=np.array(splits.groups)[rows], n_folds=n_folds, random_state=seed)
+    if len(folds) < n_folds:
+        raise DataError(
+            f"{len(rows)} rows of tune and train make {len(folds)} folds, not {n_folds}: set finetune.n_folds to "
+            f"{len(folds)}, or leave tuned+ out of compare.arms."
+        )
+    return [(rows[seen], rows[unseen]) for seen, unseen in folds]
 
 
 def _slug(model: str) -> str:
@@ -133,18 +222,33 @@ def embed_step(view: TransformerView) -> str:
     return f"embed.{_slug(view.model)}-{digest(way)[:6]}"
 
 
-def adapter_dir(run: TaskRun, model: str, parts: tuple[str, ...], seed: int) -> Path:
-    return run.path / "adapters" / _slug(model) / f"{'+'.join(parts)}-seed{seed}"
+def scan_step(view: TransformerView) -> str:
+    return f"{embed_step(view)}-scan"
 
 
-def adapter_step(model: str, parts: tuple[str, ...], seed: int) -> str:
-    return f"finetune.{_slug(model)}.{'+'.join(parts)}-seed{seed}"
+def scan_key(run: TaskRun, view: TransformerView) -> str:
+    from embedtune.embed.backbone import describe_backbone
+
+    found = describe_backbone(view.model, revision=view.revision, trust_remote_code=view.trust_remote_code)
+    hashes = [found.weights_hash, found.config_hash, found.tokenizer_hash]
+    settings = run.experiment.embed.model_dump(exclude={"views"})
+    way = view.model_dump(exclude={"layers"})
+    return digest(run.record("prepare")["key"], run.experiment.seeds[0], way, hashes, settings)
 
 
-def adapter_key(run: TaskRun, view: TransformerView, parts: tuple[str, ...], seed: int) -> str:
+def adapter_dir(run: TaskRun, model: str, training: Training, seed: int) -> Path:
+    return run.path / "adapters" / _slug(model) / f"{training.name}-seed{seed}"
+
+
+def adapter_step(model: str, training: Training, seed: int) -> str:
+    return f"finetune.{_slug(model)}.{training.name}-seed{seed}"
+
+
+def adapter_key(run: TaskRun, view: TransformerView, training: Training, seed: int) -> str:
     settings = run.experiment.finetune.of(view.model).model_dump()
     way = view.model_dump(exclude={"layers", "precision"})  # of reading; training's own is in the settings
-    return digest(run.record("prepare")["key"], settings, way, parts, seed)
+    fold = [] if training.fold is None else [training.fold, run.experiment.finetune.n_folds]
+    return digest(run.record("prepare")["key"], settings, way, training.parts, seed, *fold)
 
 
 def arm_key(run: TaskRun, arm: str) -> str:
@@ -154,19 +258,31 @@ def arm_key(run: TaskRun, arm: str) -> str:
     if arm not in ("majority", "end-to-end"):
         unused = set() if experiment.fit.head == "cooccurrence" else {"cooccurrence"}
         parts.append(experiment.fit.model_dump(exclude=unused))
-    if arm in ("frozen", "frozen+", "tuned"):
-        parts.append([[name, view.model_dump()] for name, view in experiment.embed.views.items()])
+    if arm in ("frozen", "frozen+", "tuned", "tuned+"):
+        parts.append([[name, view.model_dump()] for name, view in list_views(run, arm)])
         parts.append([experiment.embed.precision, experiment.embed.device])
     if ARMS[arm].backbones == "tuned":
-        rows = TUNED_ON[arm]
         parts.append(
             [
-                adapter_key(run, view, rows, seed)
+                adapter_key(run, view, training, seed)
                 for view in list_tuned_reads(run)
                 for seed in experiment.seeds
+                for training in list_trainings(run, arm)
             ]
         )
     return digest(*parts)
+
+
+def list_views(run: TaskRun, arm: str) -> list[tuple[str, View]]:
+    """Return the views an arm reads, by name, with automatic layers resolved."""
+    tuned = {view.model for view in list_tuned_reads(run)} if arm in TUNED_ON else set()
+    return [
+        (
+            name,
+            resolve_view(run, view, tuned=view.model in tuned) if isinstance(view, TransformerView) else view,
+        )
+        for name, view in run.experiment.embed.views.items()
+    ]
 
 
 def predictions_path(run: TaskRun, arm: str) -> Path:

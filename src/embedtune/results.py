@@ -16,15 +16,15 @@ Record = Mapping[str, Any]
 
 
 def sum_costs(
-    *, fit: Sequence[Record], embed: Sequence[Record] = (), finetune: Sequence[Record] = ()
+    *, fit: Sequence[Record], embed: Sequence[Record] = (), finetune: Sequence[Record] = (), n_seeds: int = 1
 ) -> dict[str, Any]:
-    """Add up what an arm's steps recorded, over all its backbones and seeds.
+    """Add up what an arm's steps recorded, over all its backbones, folds and seeds.
 
     Returns
     -------
     dict
         ``seconds`` in all and by stage, ``rows_per_second`` of the slowest backbone's extraction, ``joules_per_1000``,
-        ``trained_parameters`` and ``total_parameters`` of the backbones (one seed's), ``peak_memory_bytes``.
+        ``trained_parameters`` and ``total_parameters`` of all backbones and folds of one seed, ``peak_memory_bytes``.
         What wasn't measured is None: seconds of texts that an earlier run had left in the store, for one.
     """
     stages = {"embed": embed, "finetune": finetune, "fit": fit}
@@ -33,15 +33,14 @@ def sum_costs(
     }
     rates = [record["rows_per_second"] for record in embed]
     peaks = [record["peak_memory_bytes"] for records in stages.values() for record in records]
+    parameters = [record["total_parameters"] for record in finetune or embed]
     return {
         "seconds": _add(seconds.values()),
         **seconds,
         "rows_per_second": min(rates) if rates and None not in rates else None,
         "joules_per_1000": None,
-        "trained_parameters": max((record["trained_parameters"] for record in finetune), default=0),
-        "total_parameters": max(
-            (record["total_parameters"] or 0 for record in (*finetune, *embed)), default=0
-        ),
+        "trained_parameters": sum(record["trained_parameters"] for record in finetune) // n_seeds,
+        "total_parameters": None if None in parameters else sum(parameters) // (n_seeds if finetune else 1),
         "peak_memory_bytes": None if None in peaks else max(peaks),
     }
 

@@ -71,6 +71,13 @@ ARMS: dict[str, Arm] = {
             "Does fine-tuning make better embeddings?",
         ),
         Arm(
+            "tuned+",
+            "Fine-tuned backbones, cross-fitted",
+            "tuned",
+            "tune + train",
+            "Does fine-tuning make better embeddings, when both see every label?",
+        ),
+        Arm(
             "end-to-end",
             "Fine-tuned with its own head",
             "tuned",
@@ -84,6 +91,7 @@ ARMS: dict[str, Arm] = {
 PAIRS = (
     ("tuned", "frozen"),
     ("tuned", "frozen+"),
+    ("tuned+", "frozen+"),
     ("end-to-end", "frozen+"),
     ("end-to-end", "floor"),
     ("frozen+", "floor"),
@@ -213,7 +221,7 @@ def write_verdict(
 ) -> str:
     """Say in a sentence whether fine-tuning is worth it on this task.
 
-    The better of tuned and end-to-end is set against frozen+, the control that has the same labels, or
+    The best of tuned, tuned+ and end-to-end is set against frozen+, the control that has the same labels, or
     against frozen, with a warning, where frozen+ wasn't run.
 
     Parameters
@@ -233,7 +241,7 @@ def write_verdict(
     if faults:
         verdict = write_verdict(arms, comparisons, metric=metric, confidence=confidence)
         return f"Not an answer: {' and '.join(faults)}. {verdict}"
-    tuned = [name for name in ("tuned", "end-to-end") if name in arms]
+    tuned = [name for name in ("tuned", "tuned+", "end-to-end") if name in arms]
     if not tuned:
         return "No verdict on fine-tuning: no fine-tuned arm was run."
     rows = {(row["a"], row["b"]): row for row in comparisons if row["metric"] == metric}

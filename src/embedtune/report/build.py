@@ -98,6 +98,9 @@ def _describe_task(run: RunContent, anchor: str) -> dict[str, Any]:
         "confusions": [_describe_confusion(name, arm, results["labels"]) for name, arm in arms.items()],
         "per_class": _describe_classes(arms, results["labels"]),
         "curve_plots": draw_layers(run.curves),
+        "layer_choices": [
+            _describe_choice(curve) for curve in run.curves.get("curves") or () if "chosen" in curve
+        ],
         "curve_metric": name_key(str(run.curves.get("metric", "macro_f1"))),
         "class_counts": run.class_counts,
         "audit": describe_audit(run.audit),
@@ -209,6 +212,16 @@ def draw_layers(curves: Mapping[str, Any]) -> list[Markup]:
         )
         for view, drawn in by_view.items()
     ]
+
+
+def _describe_choice(curve: Mapping[str, Any]) -> str:
+    layers = curve["chosen"]
+    read = f"layers {layers[-1]} to {layers[0]}" if len(layers) > 1 else f"layer {layers[0]}"
+    return (
+        f"{curve['view']}: {read} of {curve['layers'][-1]} are read by the frozen arms, chosen on "
+        f"{curve['n_rows']:,} train rows. Each point of its plot reads a layer and those just below it, "
+        f"{curve['n_together']} together; the lowest within one standard error of the best was taken."
+    )
 
 
 def _is_measured(score: Mapping[str, Any] | None, *, value: str = "value") -> bool:

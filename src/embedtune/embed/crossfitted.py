@@ -1,0 +1,136 @@
+"""CrossFittedEncoder: encoders fine-tuned on all folds but one each, read as one view."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, TransformerMixin
+
+from embedtune.embed.encoder import TransformerEncoder
+from embedtune.embed.texts import check_texts
+from embedtune.errors import ConfigError, DataError
+
+
+class CrossFittedEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Read texts with backbones that were fine-tuned on them, without any having seen the text it reads.
+
+    As in scikit-learn's TargetEncoder, ``fit_transform(X)`` is not ``fit(X).transform(X)``: the first reads each text
+    with the one encoder that wasn't fine-tuned on it, the second reads new texts with all and averages.
+
+    Parameters
+    ----------
+    encoders : sequence of TransformerEncoder
+        Alike but for their adapters; encoder `k` was fine-tuned on every fold but `k`. Fine-tune them with the same
+        seed: their heads then start from the same directions, and their embeddings are of a kind.
+    folds : mapping of str to int, optional
+        The fold of each text that any encoder was fine-tuned on. Only `fit_transform` needs it.
+
+    Attributes
+    ----------
+    layers_, widths_ : tuple of int
+        As each encoder has them.
+    n_parameters_ : int or None
+        Parameters of all encoders together; None before all were loaded.
+
+    References
+    ----------
+    Out-of-fold features: Wolpert, "Stacked generalization", Neural Networks 5 (1992).
+    """
+
+    def __init__(
+        self, encoders: Sequence[TransformerEncoder], *, folds: Mapping[str, int] | None = None
+    ) -> None:
+        self.encoders = encoders
+        self.folds = folds
+
+    def fit(self, X: Sequence[str], y: Any = None) -> Self:
+        """Do nothing: the encoders were fine-tuned before."""
+        return self
+
+    def fit_transform(self, X: Sequence[str], y: Any = None) -> NDArray[np.float32]:
+        """Embed the texts that were fine-tuned on, each with the encoder that hasn't seen it.
+
+        Returns
+        -------
+        ndarray of float32, shape (n_texts, sum of widths)
+
+        Raises
+        ------
+        ConfigError
+            If there are fewer than two encoders, or they read different layers.
+        DataError
+            If a text is in no fold, or in one without an encoder.
+        """
+        texts = check_texts(X)
+        self._check()
+        of_text = self.folds or {}
+        for number, text in enumerate(texts):
+            if of_text.get(text, -1) not in range(len(self.encoders)):
+                raise DataError(
+                    f"text {number} ({text!r:.40}) is in none of the {len(self.encoders)} folds: fit on the texts that "
+                    "the encoders were fine-tuned on, and read others with transform."
+                )
+        fold = np.array([of_text[text] for text in texts], dtype=np.int64)
+        embeddings = np.empty((len(texts), sum(self.widths_)), dtype=np.float32)
+        for k, encoder in enumerate(self.encoders):
+            rows = np.flatnonzero(fold == k)
+            embeddings[rows] = encoder.transform([texts[row] for row in rows])
+        return embeddings
+
+    def transform(self, X: Sequence[str]) -> NDArray[np.float32]:
+        """Embed new texts: the mean over all encoders, float32 (n_texts, sum of widths).
+
+        Raises
+        ------
+        ConfigError
+            If there are fewer than two encoders, or they read different layers.
+        """
+        texts = check_texts(X)
+        self._check()
+        total = np.zeros((len(texts), sum(self.widths_)), dtype=np.float32)
+        for encoder in self.encoders:
+            total += encoder.transform(texts)
+        return total / np.float32(len(self.encoders))
+
+    @property
+    def layers_(self) -> tuple[int, ...]:
+        """Hidden-state numbers from 0, in the order asked."""
+        return self.encoders[0].layers_
+
+    @property
+    def widths_(self) -> tuple[int, ...]:
+        """Columns per layer."""
+        return self.encoders[0].widths_
+
+    @property
+    def n_parameters_(self) -> int | None:
+        """Parameters of all encoders together; None before all were loaded."""
+        counts = [encoder.n_parameters_ for encoder in self.encoders]
+        known = [count for count in counts if count is not None]
+        return sum(known) if len(known) == len(counts) else None
+
+    def _check(self) -> None:
+        if len(self.encoders) < 2:
+            raise ConfigError(
+                f"cross-fitting has {len(self.encoders)} encoders: give two or more, one per fold."
+            )
+        first = self.encoders[0]
+        for k, encoder in enumerate(self.encoders):
+            if (encoder.layers_, encoder.widths_) != (first.layers_, first.widths_):
+                raise ConfigError(
+                    f"encoder {k} reads layers {encoder.layers_} of widths {encoder.widths_}, and encoder 0 "
+                    f"{first.layers_} of {first.widths_}: give encoders that differ in their adapters only."
+                )
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = True
+        tags.input_tags.two_d_array = False
+        tags.requires_fit = False
+        return tags

@@ -1,0 +1,117 @@
+"""Automatic layers: all of a backbone's layers, read and probed on some training rows, and the choice recorded.
+
+The choice is made inside the train rows, which every arm's head is trained on, so no arm is told more than another.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedtune.assemble import build_encoder
+from embedtune.config import TransformerView
+from embedtune.data.splits import Splits
+from embedtune.embed.checkpoints import name_model
+from embedtune.embed.encoder import TransformerEncoder
+from embedtune.evaluate.cost import measure
+from embedtune.heads.crossfit import subsample_rows
+from embedtune.heads.layerscan import Probe, choose_layer, scan_layers
+from embedtune.plan import N_AUTOMATIC, TaskRun, embed_step, list_scans, list_window, scan_key, scan_step
+
+#: Only so many train rows are run through all layers.
+N_PILOT = 2000
+
+
+def scan_views(run: TaskRun) -> None:
+    """Choose the layers of every view that leaves them open."""
+    for view in list_scans(run):
+
+        def compute(view: TransformerView = view) -> dict[str, Any]:
+            splits = run.splits
+            rows = _choose_pilot(run, splits)
+            encoder = build_encoder(run, view, adapter=None)
+            with measure() as cost:
+                probes = _probe(run, splits, encoder, rows)
+            chosen = choose_layer(probes)
+            n_texts = len({splits.texts[i] for i in rows})
+            return {
+                "layers": list_window(chosen),
+                "n_layers": len(probes) - 1,
+                "scores": [probe.score for probe in probes],
+                "n_rows": len(rows),
+                "n_texts": n_texts,
+                "seconds": encoder.last_seconds_ if encoder.last_n_computed_ == n_texts else None,
+                "peak_memory_bytes": cost.peak_memory_bytes,
+            }
+
+        run.folder.run_step(scan_step(view), scan_key(run, view), compute)
+
+
+def draw_curve(run: TaskRun, view: TransformerView, *, adapter: Path | None) -> dict[str, Any]:
+    """Return what probes.json says of a scanned view: the recorded scan, or the same of a fine-tuned backbone."""
+    found = run.record(scan_step(view))["result"]
+    curve: dict[str, Any] = {
+        "view": name_model(view.model),
+        "adapter": "frozen",
+        "layers": list(range(found["n_layers"] + 1)),
+        "scores": found["scores"],
+        "n_together": N_AUTOMATIC,
+        "n_rows": found["n_rows"],
+    }
+    if adapter is None:
+        return {**curve, "chosen": found["layers"]}
+    splits = run.splits
+    encoder = build_encoder(run, view.model_copy(update={"layers": "all"}), adapter=adapter)
+    probes = _probe(run, splits, encoder, _choose_pilot(run, splits))
+    return {**curve, "adapter": "tuned", "scores": [probe.score for probe in probes]}
+
+
+def read_embed_cost(run: TaskRun, view: TransformerView) -> dict[str, Any]:
+    """Return what extraction with a frozen backbone recorded, its scan's time and memory included."""
+    record: dict[str, Any] = run.record(embed_step(view))["result"]
+    if embed_step(view) not in {embed_step(scanned) for scanned in list_scans(run)}:
+        return record
+    scan = run.record(scan_step(view))["result"]
+    seconds = [record["seconds"], scan["seconds"]]
+    peaks = [record["peak_memory_bytes"], scan["peak_memory_bytes"]]
+    return {
+        **record,
+        "seconds": None if None in seconds else sum(seconds),
+        "peak_memory_bytes": None if None in peaks else max(peaks),
+    }
+
+
+def count_scanned(run: TaskRun, view: TransformerView) -> int:
+    """Return how many distinct texts a scan has read before the view itself is."""
+    scans = {embed_step(scanned): scanned for scanned in list_scans(run)}
+    if embed_step(view) not in scans:
+        return 0
+    n_texts: int = run.record(scan_step(view))["result"]["n_texts"]
+    return n_texts
+
+
+def _choose_pilot(run: TaskRun, splits: Splits) -> NDArray[np.int64]:
+    rows = splits.rows("train")
+    y, groups = _number_labels(splits)[rows], np.asarray(splits.groups)[rows]
+    chosen: NDArray[np.int64] = rows[
+        subsample_rows(y, groups=groups, n_rows=N_PILOT, random_state=run.experiment.seeds[0])
+    ]
+    return chosen
+
+
+def _probe(run: TaskRun, splits: Splits, encoder: TransformerEncoder, rows: NDArray[np.int64]) -> list[Probe]:
+    return scan_layers(
+        encoder.transform([splits.texts[i] for i in rows]),
+        _number_labels(splits)[rows],
+        widths=encoder.widths_,
+        n_together=N_AUTOMATIC,
+        groups=np.asarray(splits.groups)[rows],
+        random_state=run.experiment.seeds[0],
+    )
+
+
+def _number_labels(splits: Splits) -> NDArray[np.int64]:
+    return np.unique(np.array(splits.labels), return_inverse=True)[1].astype(np.int64)

@@ -1,0 +1,173 @@
+"""The arm tuned+ through the whole flow: no adapter reads for the head what it was fine-tuned on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from embedtune import TransformerEncoder, load_bundle, pipeline
+from embedtune.data.splits import read_splits
+from embedtune.embed.crossfitted import CrossFittedEncoder
+from run_cases import write_recipe, write_rows
+from test_run import call, list_times
+
+SETTINGS = ["compare.arms=[frozen+,tuned+,end-to-end]", "finetune.epochs=2"]
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recipe")
+    rows = write_rows(folder / "moves.csv")
+    return write_recipe(folder / "tiny.yaml", model=tiny_bert, data=rows, store=folder / "store")
+
+
+class Spy:
+    """What each adapter was fine-tuned on, and what it read for the head and for new texts."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.trained: dict[str, set[str]] = {}
+        self.read_to_fit: dict[str, list[str]] = {}
+        self.n_averaged: set[int] = set()
+        self._fitting = False
+        fine_tune, transform = pipeline.fine_tune, TransformerEncoder.transform
+        fit_transform, average = CrossFittedEncoder.fit_transform, CrossFittedEncoder.transform
+
+        def spy_fine_tune(model: str, texts: list[str], **options: Any) -> Any:
+            self.trained[str(options["output_dir"])] = set(texts)
+            return fine_tune(model, texts, **options)
+
+        def spy_transform(encoder: TransformerEncoder, X: list[str]) -> Any:
+            if self._fitting:
+                self.read_to_fit.setdefault(str(encoder.adapter), []).extend(X)
+            return transform(encoder, X)
+
+        def spy_fit_transform(encoder: CrossFittedEncoder, X: list[str], y: Any = None) -> Any:
+            self._fitting = True
+            try:
+                return fit_transform(encoder, X, y)
+            finally:
+                self._fitting = False
+
+        def spy_average(encoder: CrossFittedEncoder, X: list[str]) -> Any:
+            self.n_averaged.add(len(encoder.encoders))
+            return average(encoder, X)
+
+        patch.setattr(pipeline, "fine_tune", spy_fine_tune)
+        patch.setattr(TransformerEncoder, "transform", spy_transform)
+        patch.setattr(CrossFittedEncoder, "fit_transform", spy_fit_transform)
+        patch.setattr(CrossFittedEncoder, "transform", spy_average)
+
+
+@pytest.fixture(scope="module")
+def spied(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Spy]:
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    with pytest.MonkeyPatch.context() as patch:
+        spy = Spy(patch)
+        result = call("run", recipe, "--out", out, *SETTINGS)
+    assert result.exit_code == 0, result.output
+    return out, spy
+
+
+def test_no_row_reaches_the_head_through_an_adapter_that_saw_it_or_its_group(spied: tuple[Path, Spy]) -> None:
+    out, spy = spied
+    splits = read_splits(out / "data")
+    group = dict(zip(splits.texts, splits.groups, strict=True))
+    assert len(spy.read_to_fit) == 3
+    for adapter, texts in spy.read_to_fit.items():
+        seen = {group[text] for text in spy.trained[adapter]}
+        assert texts
+        assert not seen & {group[text] for text in texts}
+
+
+def test_every_training_row_is_read_once_and_no_test_row_was_trained_on(spied: tuple[Path, Spy]) -> None:
+    out, spy = spied
+    splits = read_splits(out / "data")
+    read = sorted(text for texts in spy.read_to_fit.values() for text in texts)
+    assert read == sorted(splits.texts[i] for i in splits.rows("tune", "train"))
+    trained = set().union(*spy.trained.values())
+    assert not trained & {splits.texts[i] for i in splits.rows("test")}
+
+
+def test_test_rows_are_read_by_all_adapters_and_averaged(spied: tuple[Path, Spy]) -> None:
+    out, spy = spied
+    assert spy.n_averaged == {3}
+    splits = read_splits(out / "data")
+    texts = [splits.texts[i] for i in splits.rows("test")]
+    bundle = load_bundle(out / "arms" / "tuned+")
+    (_, bert), (_, lexical) = bundle.views_
+    mean = np.mean([encoder.transform(texts) for encoder in bert.encoders], axis=0)
+    X = np.hstack([mean, lexical.transform(texts).toarray()])
+    table = pq.read_table(out / "predictions" / "tuned+.parquet")
+    np.testing.assert_allclose(bundle.head_.predict_proba(X)[:, 0], table["p:down"].to_numpy(), atol=5e-3)
+
+
+def test_loaded_bundle_predicts_what_the_arm_predicted(spied: tuple[Path, Spy]) -> None:
+    out, _ = spied
+    splits = read_splits(out / "data")
+    found = load_bundle(out / "arms" / "tuned+").predict_proba([splits.texts[i] for i in splits.rows("test")])
+    table = pq.read_table(out / "predictions" / "tuned+.parquet")
+    np.testing.assert_allclose(found[:, 0], table["p:down"].to_numpy(), atol=5e-3)
+    assert sorted(path.name for path in (out / "arms/tuned+/adapters/bert").iterdir()) == [
+        "fold0",
+        "fold1",
+        "fold2",
+    ]
+
+
+def test_results_compare_it_and_count_the_cost_of_all_folds(spied: tuple[Path, Spy]) -> None:
+    results = json.loads((spied[0] / "results.json").read_text())
+    pairs = {(row["a"], row["b"]) for row in results["comparisons"]}
+    assert pairs == {("tuned+", "frozen+"), ("end-to-end", "frozen+")}
+    whole, once = (results["arms"][arm]["cost"] for arm in ("tuned+", "end-to-end"))
+    assert whole["trained_parameters"] == 3 * once["trained_parameters"]
+    steps = (spied[0] / ".state").glob("finetune.*-fold*.json")
+    seconds = [json.loads(path.read_text())["result"]["seconds"] for path in steps]
+    assert whole["finetune_seconds"] == pytest.approx(sum(seconds))
+
+
+def test_second_call_trains_nothing(recipe: Path, spied: tuple[Path, Spy]) -> None:
+    before = list_times(spied[0])
+    assert call("run", recipe, "--out", spied[0], *SETTINGS).exit_code == 0
+    assert list_times(spied[0]) == before
+
+
+def test_lost_fold_is_trained_again_alone(recipe: Path, spied: tuple[Path, Spy], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(spied[0], out)
+    (out / ".state").glob("finetune.*-fold1-*.json").__next__().unlink()
+    shutil.rmtree(next(out.glob("adapters/*/*-fold1-*")))
+    with pytest.MonkeyPatch.context() as patch:
+        spy = Spy(patch)
+        assert call("run", recipe, "--out", out, *SETTINGS).exit_code == 0
+    assert [Path(path).name for path in spy.trained] == ["tune+train-fold1-seed0"]
+
+
+def test_changed_number_of_folds_redoes_this_arm_only(
+    recipe: Path, spied: tuple[Path, Spy], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(spied[0], out)
+    before = list_times(out)
+    assert call("run", recipe, "--out", out, *SETTINGS, "finetune.n_folds=2").exit_code == 0
+    changed = {name for name, at in list_times(out).items() if before.get(name) != at}
+    assert "fit.tuned+.json" in changed
+    assert all(
+        "-fold" in name or name.split(".json")[0] in ("fit.tuned+", "compare", "report", "bundle")
+        for name in changed
+    )
+    assert sorted(path.name for path in out.glob("adapters/*/*")) == [
+        "tune+train-fold0-seed0", "tune+train-fold1-seed0", "tune+train-seed0",
+    ]  # fmt: skip
+
+
+def test_more_folds_than_rows_allow_are_refused(recipe: Path, tmp_path: Path) -> None:
+    result = call("run", recipe, "--out", tmp_path / "run", *SETTINGS, "finetune.n_folds=400")
+    assert result.exit_code == 2
+    assert "rows of tune and train make" in result.output
+    assert "or leave tuned+ out of compare.arms." in result.output
