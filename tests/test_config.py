@@ -214,3 +214,13 @@ def test_recipe_with_malformed_parts_is_refused_in_one_line(tmp_path: Path, part
     path.write_text(f"name: odd\n{part}\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"of .*odd\.yaml can't be read .*: by_task holds settings by task"):
         read_recipe(str(path))
+
+
+def test_cross_fitted_arm_refuses_heads_trained_on_test_rows() -> None:
+    settings = read_recipe("demo").resolve(["compare.arms=[frozen+,tuned+]", "fit.train_rows=test"])
+    with pytest.raises(ConfigError) as caught:
+        build_experiment(settings, where="here")
+    assert str(caught.value) == (
+        "1 problem in here: fit.train_rows is 'test' and compare.arms has 'tuned+', whose head is trained on the rows "
+        "that its backbones are cross-fitted on: leave tuned+ out, or set fit.train_rows to own."
+    )

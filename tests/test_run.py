@@ -199,18 +199,17 @@ def start(recipe: Path, out: Path, store: Path) -> subprocess.Popen[bytes]:
 
 @pytest.mark.slow
 def test_run_killed_at_random_moments_ends_with_the_same_figures(recipe: Path, tmp_path: Path) -> None:
-    started = time.monotonic()
     assert start(recipe, tmp_path / "whole", tmp_path / "store-whole").wait() == 0
-    seconds = time.monotonic() - started
+    steps = len(list_times(tmp_path / "whole"))
     moments = random.Random(0)
-    n_killed = 0
-    for _ in range(3):
+    for share in (0.1, 0.4, 0.7):
         process = start(recipe, tmp_path / "killed", tmp_path / "store-killed")
-        time.sleep(moments.uniform(0.3, 0.9) * seconds)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            n_killed += 1
+        # By progress, not by the clock: beside other work a run may take several times as long.
+        while process.poll() is None and len(list_times(tmp_path / "killed")) < share * steps:
+            time.sleep(0.02)
+        time.sleep(moments.uniform(0, 0.5))
+        assert process.poll() is None
+        process.send_signal(signal.SIGKILL)
         process.wait()
-    assert n_killed
     assert start(recipe, tmp_path / "killed", tmp_path / "store-killed").wait() == 0
     assert read_figures(tmp_path / "killed") == read_figures(tmp_path / "whole")

@@ -116,9 +116,9 @@ def finetune(run: TaskRun) -> None:
                     training: Training = training,
                     adapter: Path = adapter,
                 ) -> dict[str, Any]:
+                    settings = run.experiment.finetune.of(view.model).model_dump(exclude_none=True)
                     fold = training.fold
                     rows: Any = splits.rows(*training.parts) if fold is None else folds(seed)[fold][0]
-                    settings = run.experiment.finetune.of(view.model).model_dump(exclude_none=True)
                     with measure() as cost:
                         tuned = fine_tune(
                             view.model,

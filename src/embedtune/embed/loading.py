@@ -106,7 +106,8 @@ def load_weights(
 
 
 def _put_lora(name: str, model: Any, folder: Path, *, merge: bool) -> Any:
-    import peft
+    with hush_libraries():
+        import peft
 
     misfit = f"the adapter in '{folder}' does not fit '{name}': give the model that it was trained on."
     with warnings.catch_warnings():

@@ -15,7 +15,6 @@ import transformers
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from embedtune.embed.quiet import hush_libraries
 from embedtune.embed.tokens import Tokens, pad_tokens
@@ -26,6 +25,9 @@ from embedtune.finetune.model import PooledClassifier
 from embedtune.finetune.rows import EpochBatches, sort_batches
 from embedtune.finetune.settings import Settings
 from embedtune.progress import Bar, track
+
+with hush_libraries():  # brings in bitsandbytes where it is installed, which then tells what a CPU lacks
+    from transformers import Trainer, TrainerCallback, TrainingArguments
 
 #: A checkpoint is written after each epoch, and after this many steps of a long one.
 STEPS_PER_CHECKPOINT = 400

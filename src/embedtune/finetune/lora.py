@@ -78,7 +78,8 @@ def add_lora(model: nn.Module, *, model_id: str, rank: int, alpha: int, dropout:
     ConfigError
         As `find_lora_targets` does.
     """
-    import peft
+    with hush_libraries():
+        import peft
 
     names = find_lora_targets(model, targets)
     settings = peft.LoraConfig(
