@@ -22,9 +22,11 @@ from embedtune.data.sources import load_dataset
 from embedtune.data.splits import Splits, write_splits
 from embedtune.embed.backbone import describe_backbone
 from embedtune.embed.checkpoints import hash_file, name_model
+from embedtune.embed.precision import resolve_device
 from embedtune.evaluate.arms import ARMS, compare_arms, score_arm, write_verdict
 from embedtune.evaluate.cost import measure
 from embedtune.files import link_or_copy, replace_dir, write_json
+from embedtune.finetune.settings import check_requirements
 from embedtune.finetune.train import fine_tune
 from embedtune.heads.probe import probe_blocks
 from embedtune.plan import (
@@ -93,7 +95,7 @@ def finetune(run: TaskRun) -> None:
     y = _encode(splits)
     for view in list_tuned_reads(run):
         for seed in run.experiment.seeds:
-            for parts in list_tuned_parts(run):
+            for parts in list_tuned_parts(run, view.model):
                 rows = splits.rows(*parts)
                 adapter = adapter_dir(run, view.model, parts, seed)
 
@@ -140,7 +142,7 @@ def embed_tuned(run: TaskRun) -> None:
     splits = run.splits
     for view in list_tuned_reads(run):
         for seed in run.experiment.seeds:
-            for parts in list_tuned_parts(run):
+            for parts in list_tuned_parts(run, view.model):
                 run.record(adapter_step(view.model, parts, seed), adapter_key(run, view, parts, seed))
                 own_head = parts == TUNED_ON["end-to-end"]
                 needed = splits.rows("test") if own_head else splits.rows("train", "test")
@@ -265,15 +267,20 @@ def run_stages(run: TaskRun, *, first: str = "prepare", last: str = "bundle", re
 
 
 def _check_views(run: TaskRun) -> None:
-    """Refuse a backbone, layer or length that can't be used before anything long starts."""
+    """Refuse a backbone, layer, length or way to fine-tune that can't be used before anything long starts."""
     for view in run.experiment.embed.views.values():
         if isinstance(view, TransformerView):
             build_encoder(run, view, adapter=None).layers_  # noqa: B018 reading it checks every setting
+    for view in list_tuned_reads(run):
+        settings = run.experiment.finetune.of(view.model)
+        names = ("objective", "method", "quantization", "optimizer")
+        device = resolve_device(run.experiment.embed.device)
+        check_requirements(**{name: getattr(settings, name) for name in names}, device=device)
 
 
 def _require_adapters(run: TaskRun, arm: str) -> None:
     """Make sure the arm's backbones were fine-tuned with the present settings."""
-    for view in list_tuned_reads(run) if arm in TUNED_ON else []:
+    for view in list_tuned_reads(run, arm) if arm in TUNED_ON else []:
         for seed in run.experiment.seeds:
             run.record(
                 adapter_step(view.model, TUNED_ON[arm], seed), adapter_key(run, view, TUNED_ON[arm], seed)
@@ -376,7 +383,7 @@ def _cost(run: TaskRun, arm: str) -> dict[str, Any]:
     rows = TUNED_ON[arm]
     steps = [
         adapter_step(view.model, rows, seed)
-        for view in list_tuned_reads(run)
+        for view in list_tuned_reads(run, arm)
         for seed in run.experiment.seeds
     ]
     tuned = [run.record(step)["result"] for step in steps]

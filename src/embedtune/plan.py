@@ -27,6 +27,9 @@ ARM_ROWS: Mapping[str, tuple[str, ...]] = {
 #: Which parts' labels an arm's backbones are fine-tuned on.
 TUNED_ON: Mapping[str, tuple[str, ...]] = {"tuned": ("tune",), "end-to-end": ("tune", "train")}
 
+#: Arms that classify with the head that fine-tuning left; instruction tuning leaves none.
+_OWN_HEAD = frozenset({"end-to-end"})
+
 
 @dataclass(frozen=True)
 class TaskRun:
@@ -94,18 +97,29 @@ def _layer_numbers(layers: str | tuple[int, ...]) -> set[int] | None:
     return set(layers)
 
 
-def list_tuned_reads(run: TaskRun) -> list[TransformerView]:
-    """Return the reads whose backbone is fine-tuned, one per backbone."""
+def list_tuned_reads(run: TaskRun, arm: str | None = None) -> list[TransformerView]:
+    """Return the reads whose backbone is fine-tuned (and of use to the arm), one per backbone."""
     chosen = run.experiment.finetune.backbones
     reads = {
-        view.model: view for view in reversed(list_reads(run)) if chosen == "all" or view.model in chosen
+        view.model: view
+        for view in reversed(list_reads(run))
+        if (chosen == "all" or view.model in chosen) and (arm is None or _serves(run, view.model, arm))
     }
     return [reads[model] for model in reversed(reads)] if list_tuned_parts(run) else []
 
 
-def list_tuned_parts(run: TaskRun) -> list[tuple[str, ...]]:
-    """Return the parts backbones are fine-tuned on, one entry per fine-tuned arm."""
-    return [TUNED_ON[arm] for arm in run.experiment.compare.arms if arm in TUNED_ON]
+def list_tuned_parts(run: TaskRun, model: str | None = None) -> list[tuple[str, ...]]:
+    """Return the parts backbones are (or this one is) fine-tuned on, one entry per fine-tuned arm."""
+    return [
+        TUNED_ON[arm]
+        for arm in run.experiment.compare.arms
+        if arm in TUNED_ON and (model is None or _serves(run, model, arm))
+    ]
+
+
+def _serves(run: TaskRun, model: str, arm: str) -> bool:
+    """Tell whether a fine-tuned backbone brings what the arm needs of it."""
+    return arm not in _OWN_HEAD or run.experiment.finetune.of(model).objective == "classification"
 
 
 def _slug(model: str) -> str:
@@ -146,7 +160,7 @@ def arm_key(run: TaskRun, arm: str) -> str:
         parts.append(
             [
                 adapter_key(run, view, rows, seed)
-                for view in list_tuned_reads(run)
+                for view in list_tuned_reads(run, arm)
                 for seed in experiment.seeds
             ]
         )
