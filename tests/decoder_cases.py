@@ -40,12 +40,13 @@ FAMILIES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
 }
 
 
-def build_decoder(family: str, tokenizer_dir: Path, folder: Path) -> Path:
+def build_decoder(family: str, tokenizer_dir: Path, folder: Path, *, causal: bool = False) -> Path:
     """Write a random model of the family beside a copy of the tokenizer in `tokenizer_dir`; return its folder."""
+    kind = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
     make, own = FAMILIES[family]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = transformers.AutoModel.from_config(make(**SHAPE, **own))
+        model = kind.from_config(make(**SHAPE, **own))
     model.save_pretrained(folder)
     for path in tokenizer_dir.glob("*token*.json"):
         shutil.copy(path, folder)

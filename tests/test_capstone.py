@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner
 
@@ -78,6 +79,9 @@ def write_sujet(folder: Path) -> Path:
 def recipe(tmp_path: Path, tiny_llama: Path, tiny_bert: Path, tiny_roberta: Path) -> list[str]:
     """Return the command's words: the shipped recipe, but for what takes CUDA, on tiny backbones and shortened."""
     settings = yaml.safe_load((RECIPES_DIR / "capstone.yaml").read_text(encoding="utf-8"))
+    if not torch.cuda.is_available():
+        (llama,) = settings["finetune"]["by_backbone"].values()
+        llama |= {"quantization": "none", "optimizer": "adamw", "precision": "auto"}
     path = tmp_path / "capstone.yaml"
     path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     write_sujet(tmp_path / "data" / "sujet_finance")
@@ -110,6 +114,8 @@ def test_capstone_runs_both_tasks_whole(
         assert results["labels"] == labels
         assert list(results["arms"]) == ["majority", "floor", "frozen", "frozen+", "tuned"]
         assert {path.name for path in (folder / "adapters").iterdir()} == {"llama0", "bert0", "roberta0"}
+        facts = json.loads((folder / "adapters" / "llama0" / "tune-seed0" / "finetune.json").read_text())
+        assert [facts[name] for name in ("objective", "method", "lora_rank")] == ["instruction", "lora", 64]
         cells = read_table(folder / "tables" / "validation.csv")
         rates = {"0.001", "0.002" if task == "sentiment" else "0.0002", "0.0001"}
         for arm in ("frozen", "frozen+", "tuned"):
@@ -129,6 +135,25 @@ def test_capstone_runs_both_tasks_whole(
     splits = read_splits(out / "yes_no" / "data")
     headlines = [{splits.groups[i] for i in splits.rows(part)} for part in ("tune", "train", "test")]
     assert not (headlines[0] & headlines[1] or headlines[1] & headlines[2] or headlines[0] & headlines[2])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device can do what is refused here")
+def test_what_takes_cuda_is_refused_before_anything_long_starts(tmp_path: Path, tiny_llama: Path) -> None:
+    write_sujet(tmp_path / "sujet")
+    out = tmp_path / "run"
+    words = [
+        "run",
+        "capstone",
+        f"backbones=[{tiny_llama}]",
+        "--data",
+        tmp_path / "sujet",
+        "--task",
+        "sujet_sentiment",
+    ]
+    result = call(*words, "embed.views.llama.max_length=64", "--out", out)
+    assert result.exit_code == 2
+    assert "optimizer 'paged_adamw' moves its state between a CUDA device and the CPU" in result.stderr
+    assert not (out / "data").exists()
 
 
 def test_one_task_of_a_recipe_is_named_by_task(tmp_path: Path, recipe: list[str], monkeypatch: Any) -> None:

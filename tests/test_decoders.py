@@ -285,8 +285,8 @@ def test_quantized_weights_on_an_apple_gpu_are_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         check_quantization("int8", "mps")
     assert str(caught.value) == (
-        "int8 weights need a CUDA device or a CPU, not 'mps': set precision to bfloat16 or float16, "
-        "or device to cpu."
+        "int8 weights need a CUDA device or a CPU, not 'mps': keep the weights in another precision, "
+        "or set device to cpu."
     )
 
 

@@ -70,10 +70,11 @@ def _build_end_to_end(run: TaskRun, seed: int) -> EmbedClassifier:
     def validated(view: TransformerView) -> float:
         return run.record(adapter_step(view.model, training, seed))["result"]["validation_macro_f1"] or 0.0
 
-    view = max(list_tuned_reads(run), key=validated)
+    view = max(list_tuned_reads(run, "end-to-end"), key=validated)
     adapter = adapter_dir(run, view.model, training, seed)
     encoder = build_encoder(run, view.model_copy(update={"layers": (-1,)}), adapter=adapter)
     tuned = read_finetuned(adapter)
+    assert tuned.head_weight is not None and tuned.head_bias is not None
     return EmbedClassifier.from_finetuned(
         encoder, weight=tuned.head_weight, bias=tuned.head_bias, labels=tuned.label_names
     )

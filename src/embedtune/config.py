@@ -116,6 +116,8 @@ class EmbedConfig(_Part):
 class FinetuneSettings(_Part):
     """How one backbone is fine-tuned; see `embedtune.finetune.train.fine_tune`. `max_length` None is its view's."""
 
+    objective: Literal["classification", "instruction"] = "classification"
+    instruction: str = "Classify the text. Answer with one of: {options}."
     method: Literal["full", "upper", "lora"] = "full"
     n_upper_layers: int = Field(default=2, ge=1)
     lora_rank: int = Field(default=8, ge=1)
@@ -135,6 +137,9 @@ class FinetuneSettings(_Part):
     scheduler: Literal["linear", "cosine", "constant"] = "linear"
     max_grad_norm: float = Field(default=1.0, gt=0)
     gradient_checkpointing: bool = False
+    quantization: Literal["none", "int8", "nf4"] = "none"
+    optimizer: Literal["adamw", "paged_adamw"] = "adamw"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
 
 class FinetuneConfig(FinetuneSettings):
@@ -276,6 +281,19 @@ class Experiment(_Part):
                     for problem in error.errors()
                 ]
                 raise ValueError("; ".join(problems)) from None
+        return self
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Experiment:
+        models = {view.model for view in self.embed.views.values() if isinstance(view, TransformerView)}
+        tuned = models if self.finetune.backbones == "all" else set(self.finetune.backbones)
+        objectives = {self.finetune.of(model).objective for model in tuned}
+        if "end-to-end" in self.compare.arms and objectives == {"instruction"}:
+            raise ValueError(
+                "compare.arms has 'end-to-end', which classifies with the head of a fine-tuned backbone, and all of "
+                "them are tuned by instruction, which trains none: leave the arm out, or set the objective of one "
+                "backbone to classification"
+            )
         return self
 
 

@@ -23,9 +23,11 @@ from embedtune.data.sources import load_dataset
 from embedtune.data.splits import Splits, write_splits
 from embedtune.embed.backbone import describe_backbone
 from embedtune.embed.checkpoints import hash_file, name_model
+from embedtune.embed.precision import resolve_device
 from embedtune.evaluate.arms import ARMS, compare_arms, score_arm, write_verdict
 from embedtune.evaluate.cost import measure
 from embedtune.files import link_or_copy, replace_dir, write_json
+from embedtune.finetune.settings import check_requirements
 from embedtune.finetune.train import fine_tune
 from embedtune.heads.probe import probe_blocks
 from embedtune.plan import (
@@ -43,6 +45,7 @@ from embedtune.plan import (
     list_reads,
     list_scans,
     list_trainings,
+    list_tuned_models,
     list_tuned_reads,
     list_views,
     predictions_path,
@@ -107,7 +110,7 @@ def finetune(run: TaskRun) -> None:
     _drop_old_folds(run)
     for view in list_tuned_reads(run):
         for seed in run.experiment.seeds:
-            for training in list_trainings(run):
+            for training in list_trainings(run, model=view.model):
                 adapter = adapter_dir(run, view.model, training, seed)
 
                 def compute(
@@ -163,7 +166,7 @@ def embed_tuned(run: TaskRun) -> None:
     folds = functools.cache(lambda seed: split_folds(run, splits, seed))
     for view in list_tuned_reads(run):
         for seed in run.experiment.seeds:
-            for training in list_trainings(run):
+            for training in list_trainings(run, model=view.model):
                 step = adapter_step(view.model, training, seed)
                 run.record(step, adapter_key(run, view, training, seed))
                 own_head = training == Training(TUNED_ON["end-to-end"])
@@ -305,16 +308,21 @@ def run_stages(run: TaskRun, *, first: str = "prepare", last: str = "bundle", re
 
 
 def _check_views(run: TaskRun) -> None:
-    """Refuse a backbone, layer or length that can't be used before anything long starts."""
+    """Refuse a backbone, layer, length or way to fine-tune that can't be used before anything long starts."""
     for view in run.experiment.embed.views.values():
         if isinstance(view, TransformerView):
             known = view.model_copy(update={"layers": "all"}) if view.layers == "auto" else view
             build_encoder(run, known, adapter=None).layers_  # noqa: B018 reading it checks every setting
+    device = resolve_device(run.experiment.embed.device)
+    for model in list_tuned_models(run):
+        settings = run.experiment.finetune.of(model)
+        names = ("objective", "method", "quantization", "optimizer")
+        check_requirements(**{name: getattr(settings, name) for name in names}, device=device)
 
 
 def _require_adapters(run: TaskRun, arm: str) -> None:
     """Make sure the arm's backbones were fine-tuned with the present settings."""
-    for view in list_tuned_reads(run) if arm in TUNED_ON else []:
+    for view in list_tuned_reads(run, arm) if arm in TUNED_ON else []:
         for seed in run.experiment.seeds:
             for training in list_trainings(run, arm):
                 step = adapter_step(view.model, training, seed)
@@ -440,7 +448,7 @@ def _cost(run: TaskRun, arm: str) -> dict[str, Any]:
         return sum_costs(fit=fitted, embed=frozen)
     steps = [
         adapter_step(view.model, training, seed)
-        for view in list_tuned_reads(run)
+        for view in list_tuned_reads(run, arm)
         for seed in run.experiment.seeds
         for training in list_trainings(run, arm)
     ]

@@ -51,6 +51,10 @@ class Training(NamedTuple):
         return "+".join(self.parts) if self.fold is None else f"{'+'.join(self.parts)}-fold{self.fold}"
 
 
+#: Arms that classify with the head that fine-tuning left; instruction tuning leaves none.
+_OWN_HEAD = frozenset({"end-to-end"})
+
+
 @dataclass(frozen=True)
 class TaskRun:
     """One task of an experiment and the folder its results go to."""
@@ -170,27 +174,36 @@ def _layer_numbers(layers: str | tuple[int, ...]) -> set[int] | None:
     return set(layers)
 
 
-def list_tuned_reads(run: TaskRun) -> list[TransformerView]:
-    """Return the reads whose backbone is fine-tuned, one per backbone."""
-    chosen = run.experiment.finetune.backbones
-    reads = {
-        view.model: view
-        for view in reversed(_list_reads(run, tuned=True))
-        if chosen == "all" or view.model in chosen
-    }
-    return [reads[model] for model in reversed(reads)] if list_trainings(run) else []
+def list_tuned_reads(run: TaskRun, arm: str | None = None) -> list[TransformerView]:
+    """Return the reads whose backbone is fine-tuned (and of use to the arm), one per backbone."""
+    models = list_tuned_models(run, arm)
+    reads = {view.model: view for view in reversed(_list_reads(run, tuned=True)) if view.model in models}
+    return [reads[model] for model in reversed(reads)]
 
 
-def list_trainings(run: TaskRun, arm: str | None = None) -> list[Training]:
-    """Return how often each backbone is fine-tuned, and on what: for one arm, or for all of the run."""
-    arms = run.experiment.compare.arms if arm is None else (arm,)
+def list_tuned_models(run: TaskRun, arm: str | None = None) -> list[str]:
+    """Return the backbones that are fine-tuned for one arm, or for any."""
+    experiment = run.experiment
+    views = [view for view in experiment.embed.views.values() if isinstance(view, TransformerView)]
+    chosen = experiment.finetune.backbones
+    models = dict.fromkeys(view.model for view in views if chosen == "all" or view.model in chosen)
+    return [model for model in models if list_trainings(run, arm, model=model)]
+
+
+def list_trainings(run: TaskRun, arm: str | None = None, *, model: str | None = None) -> list[Training]:
+    """Return how often backbones are (or `model` is) fine-tuned, and on what: for one arm, or for all of the run."""
     found: list[Training] = []
-    for name in arms:
-        if name == "tuned+":
-            found += [Training(TUNED_ON[name], fold) for fold in range(run.experiment.finetune.n_folds)]
-        elif name in TUNED_ON:
-            found.append(Training(TUNED_ON[name]))
+    for name in run.experiment.compare.arms if arm is None else (arm,):
+        if name not in TUNED_ON or (model is not None and not _serves(run, model, name)):
+            continue
+        folds: Any = range(run.experiment.finetune.n_folds) if name == "tuned+" else [None]
+        found += [Training(TUNED_ON[name], fold) for fold in folds]
     return found
+
+
+def _serves(run: TaskRun, model: str, arm: str) -> bool:
+    """Tell whether a fine-tuned backbone brings what the arm needs of it."""
+    return arm not in _OWN_HEAD or run.experiment.finetune.of(model).objective == "classification"
 
 
 def split_folds(run: TaskRun, splits: Splits, seed: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
@@ -271,7 +284,7 @@ def arm_key(run: TaskRun, arm: str) -> str:
         parts.append(
             [
                 adapter_key(run, view, training, seed)
-                for view in list_tuned_reads(run)
+                for view in list_tuned_reads(run, arm)
                 for seed in experiment.seeds
                 for training in list_trainings(run, arm)
             ]

@@ -12,6 +12,7 @@ import transformers
 from huggingface_hub import errors as hub_errors
 
 from embedtune.embed.checkpoints import PACKAGED
+from embedtune.embed.quantization import import_peft
 from embedtune.embed.quiet import hush_libraries
 from embedtune.errors import BackboneError, MissingExtraError, suggest_nearest
 
@@ -106,9 +107,7 @@ def load_weights(
 
 
 def _put_lora(name: str, model: Any, folder: Path, *, merge: bool) -> Any:
-    with hush_libraries():
-        import peft
-
+    peft = import_peft()
     misfit = f"the adapter in '{folder}' does not fit '{name}': give the model that it was trained on."
     with warnings.catch_warnings():
         # peft asks transformers for a name that is on its way out.

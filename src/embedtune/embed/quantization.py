@@ -35,8 +35,8 @@ def check_quantization(kind: str, device: str) -> None:
     """
     if not device.startswith(("cuda", "cpu")):
         raise ConfigError(
-            f"{kind} weights need a CUDA device or a CPU, not {device!r}: set precision to bfloat16 or float16, "
-            "or device to cpu."
+            f"{kind} weights need a CUDA device or a CPU, not {device!r}: keep the weights in another precision, "
+            "or set device to cpu."
         )
     if importlib.util.find_spec("bitsandbytes") is None:
         raise MissingExtraError(f"{kind} weights need bitsandbytes: pip install 'embedtune[llm]'.")
@@ -47,6 +47,13 @@ def import_bitsandbytes() -> Any:
     with hush_bitsandbytes(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return importlib.import_module("bitsandbytes")
+
+
+def import_peft() -> Any:
+    """Import peft, which imports bitsandbytes where it is installed."""
+    if importlib.util.find_spec("bitsandbytes") is not None:
+        import_bitsandbytes()
+    return importlib.import_module("peft")
 
 
 def make_quantization(kind: str, *, compute: Any) -> Any:

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import transformers
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
+from embedtune.embed.quantization import hush_bitsandbytes, import_bitsandbytes
 from embedtune.embed.quiet import hush_libraries
 from embedtune.embed.tokens import Tokens, pad_tokens
 from embedtune.errors import ConfigError
@@ -26,7 +26,8 @@ from embedtune.finetune.rows import EpochBatches, sort_batches
 from embedtune.finetune.settings import Settings
 from embedtune.progress import Bar, track
 
-with hush_libraries():  # brings in bitsandbytes where it is installed, which then tells what a CPU lacks
+with hush_bitsandbytes():  # the Trainer imports peft, which imports bitsandbytes, which logs what it lacks
+    import transformers
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
 #: A checkpoint is written after each epoch, and after this many steps of a long one.
@@ -84,7 +85,7 @@ def train_classifier(
     sampler = EpochBatches(rows.tokens.lengths[training], batch_size=settings.batch_size, seed=settings.seed)
     n_steps = len(sampler) * settings.epochs
     with hush_libraries():
-        arguments = _make_arguments(settings, folder, n_steps=n_steps, device=device, precision=precision)
+        arguments = make_arguments(settings, folder, n_steps=n_steps, device=device, precision=precision)
         last = checkpoints.find_last(folder)
         with track(description, n_steps, unit="steps") as bar:
             steering = Steering(sampler, folder, settings, evaluates=len(validation) > 0, bar=bar, last=last)
@@ -95,8 +96,9 @@ def train_classifier(
                 training=training,
                 validation=validation,
                 sampler=sampler,
-                callbacks=[steering, *_make_logger(logs_dir)],
+                callbacks=[steering, *make_logger(logs_dir)],
                 head_learning_rate=settings.head_learning_rate,
+                paged=settings.optimizer == "paged_adamw",
             )
             epochs = checkpoints.read_epochs(checkpoints.read_log(last)) if last else []
             if not checkpoints.has_stalled(epochs, patience=settings.patience):
@@ -109,11 +111,18 @@ def train_classifier(
     return Trained(epochs, round(best.epoch), steering.seconds)
 
 
-def load_trained(model: PooledClassifier, checkpoint: Path) -> None:
+def save_trained(model: torch.nn.Module, checkpoint: Path) -> None:
+    """Write the trained parameters into a checkpoint."""
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    weights = {name: p.detach().cpu().contiguous() for name, p in list_trained(model).items()}
+    save_file(weights, checkpoint / checkpoints.WEIGHTS)
+
+
+def load_trained(model: torch.nn.Module, checkpoint: Path) -> None:
     """Put a checkpoint's trained parameters into the model."""
     found = load_file(checkpoint / checkpoints.WEIGHTS)
     with torch.no_grad():
-        for name, parameter in _list_trained(model).items():
+        for name, parameter in list_trained(model).items():
             parameter.copy_(found[name])
 
 
@@ -131,8 +140,9 @@ class ClassifierTrainer(Trainer):
         sampler: EpochBatches,
         callbacks: list[TrainerCallback],
         head_learning_rate: float,
+        paged: bool,
     ) -> None:
-        self.head_learning_rate = head_learning_rate
+        self.head_learning_rate, self.paged = head_learning_rate, paged
         self.rows, self.training, self.validation, self.sampler = rows, training, validation, sampler
         self.classifier = model
         super().__init__(model, arguments, compute_metrics=_score, callbacks=callbacks)
@@ -143,17 +153,18 @@ class ClassifierTrainer(Trainer):
         if self.optimizer is None:
             decayed = set(self.get_decay_parameter_names(self.classifier))
             groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
-            for name, parameter in _list_trained(self.classifier).items():
+            for name, parameter in list_trained(self.classifier).items():
                 decay = self.args.weight_decay if name in decayed else 0.0
                 rate = self.head_learning_rate if name.startswith("head.") else self.args.learning_rate
                 groups.setdefault((rate, decay), []).append(parameter)
-            self.optimizer = torch.optim.AdamW(
-                [
-                    {"params": group, "lr": rate, "weight_decay": decay}
-                    for (rate, decay), group in groups.items()
-                ],
-                fused=True,
-            )
+            parameters = [
+                {"params": group, "lr": rate, "weight_decay": decay}
+                for (rate, decay), group in groups.items()
+            ]
+            if self.paged:
+                self.optimizer = import_bitsandbytes().optim.PagedAdamW32bit(parameters)
+            else:
+                self.optimizer = torch.optim.AdamW(parameters, fused=True)
         return self.optimizer
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -177,13 +188,8 @@ class ClassifierTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the trained parameters into a checkpoint."""
-        folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
         if self.args.should_save:
-            weights = {
-                name: p.detach().cpu().contiguous() for name, p in _list_trained(self.classifier).items()
-            }
-            save_file(weights, folder / checkpoints.WEIGHTS)
+            save_trained(self.classifier, Path(output_dir or str(self.args.output_dir)))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_trained(self.classifier, Path(resume_from_checkpoint))
@@ -238,7 +244,7 @@ class Steering(TrainerCallback):
         ConfigError
             If the weights are no longer finite.
         """
-        if not torch.isfinite(kwargs["model"].head.weight).all():
+        if not all(bool(torch.isfinite(p).all()) for p in list_trained(kwargs["model"]).values()):
             raise ConfigError(
                 f"fine-tuning diverged: learning_rate {self.settings.learning_rate:g} is too high, "
                 "set it to a tenth of that."
@@ -267,10 +273,18 @@ def _score(prediction: Any) -> dict[str, float]:
     return {name: scores[name] for name in ("macro_f1", "log_loss", "accuracy")}
 
 
-def _make_arguments(
-    settings: Settings, folder: Path, *, n_steps: int, device: str, precision: str
+def make_arguments(
+    settings: Settings,
+    folder: Path,
+    *,
+    n_steps: int,
+    device: str,
+    precision: str,
+    kind: type[TrainingArguments] = TrainingArguments,
+    **own: Any,
 ) -> TrainingArguments:
-    arguments = TrainingArguments(
+    """Return the Trainer's arguments; `own` are those of a `kind` of its own."""
+    arguments = kind(
         output_dir=str(folder),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
@@ -293,13 +307,15 @@ def _make_arguments(
         disable_tqdm=True,
         remove_unused_columns=False,
         label_names=["labels"],
+        **own,
     )
     # One call uses one device; several take a launcher (accelerate).
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
 
 
-def _make_logger(logs_dir: Path) -> list[TrainerCallback]:
+def make_logger(logs_dir: Path) -> list[TrainerCallback]:
+    """Return a TensorBoard writer where TensorBoard is installed."""
     if importlib.util.find_spec("tensorboard") is None:
         return []
     from torch.utils.tensorboard import SummaryWriter
@@ -308,5 +324,6 @@ def _make_logger(logs_dir: Path) -> list[TrainerCallback]:
     return [TensorBoardCallback(SummaryWriter(log_dir=str(logs_dir)))]  # type: ignore[no-untyped-call]
 
 
-def _list_trained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+def list_trained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Return the parameters that are trained, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

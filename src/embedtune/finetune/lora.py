@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from embedtune.embed.quantization import import_peft
 from embedtune.embed.quiet import hush_libraries
 from embedtune.errors import ConfigError, suggest_nearest
 
@@ -26,7 +27,7 @@ TARGETS = ("all-linear", "attention")
 def find_lora_targets(model: nn.Module, targets: str) -> list[str]:
     """Return the full names of the linear layers to adapt: all of attention and MLP, or attention's alone.
 
-    The pooler, which is not between layers, is left out.
+    The pooler and a language-model head, which are not between layers, are left out.
 
     Raises
     ------
@@ -38,10 +39,13 @@ def find_lora_targets(model: nn.Module, targets: str) -> list[str]:
         raise ConfigError(
             f"lora_targets {targets!r} is unknown{nearest}: choose one of {', '.join(TARGETS)}."
         )
+    find_output = getattr(model, "get_output_embeddings", None)
+    output = find_output() if callable(find_output) else None
     found = [
         name
         for name, module in model.named_modules()
-        if (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D")
+        if module is not output
+        and (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D")
         and "pooler" not in name.split(".")
         and (targets == "all-linear" or name.rpartition(".")[2] in _ATTENTION_NAMES)
     ]
@@ -78,9 +82,7 @@ def add_lora(model: nn.Module, *, model_id: str, rank: int, alpha: int, dropout:
     ConfigError
         As `find_lora_targets` does.
     """
-    with hush_libraries():
-        import peft
-
+    peft = import_peft()
     names = find_lora_targets(model, targets)
     settings = peft.LoraConfig(
         r=rank,

@@ -10,6 +10,13 @@ from torch import Tensor, nn
 from embedtune.embed.backbone import Description
 from embedtune.embed.loading import load_weights
 from embedtune.embed.pooling import OWN_TOKENS, pool, pool_all_positions
+from embedtune.embed.quantization import (
+    count_weights,
+    import_peft,
+    make_quantization,
+    place_quantized,
+    settle_on_cpu,
+)
 from embedtune.embed.quiet import hush_libraries
 from embedtune.errors import BackboneError, ConfigError
 from embedtune.finetune.lora import add_lora
@@ -100,9 +107,12 @@ def build_classifier(
     *,
     label_weights: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
     trust_remote_code: bool = False,
 ) -> PooledClassifier:
     """Load a fresh copy of a backbone, choose what is trained, and put a head on it.
+
+    Quantized weights are put on `device`, others stay on the CPU for now.
 
     Random numbers (head, adapters) come from torch's global generator.
 
@@ -119,23 +129,12 @@ def build_classifier(
             f"'{description.model_id}' is an encoder-decoder, which can't be fine-tuned here: "
             "give an encoder (BERT, RoBERTa ...) or a decoder (LLaMA, Qwen ...)."
         )
-    model, missing = load_weights(
-        description.model_id,
-        description.source,
-        revision=description.revision,
-        trust_remote_code=trust_remote_code,
-        dtype=dtype,
+    model, missing = load_for_training(
+        description, settings, dtype=dtype, device=device, trust_remote_code=trust_remote_code
     )
     _choose_pooler(model, description.model_id, settings.pooling, missing)
     if settings.method == "lora":
-        model = add_lora(
-            model,
-            model_id=description.model_id,
-            rank=settings.lora_rank,
-            alpha=settings.lora_alpha,
-            dropout=settings.dropout,
-            targets=settings.lora_targets,
-        )
+        model = put_lora(model, description, settings)
     elif settings.method == "upper":
         freeze_lower(model, n_upper=settings.n_upper_layers, n_layers=description.n_layers)
     if settings.gradient_checkpointing:
@@ -148,6 +147,54 @@ def build_classifier(
         pooling=settings.pooling,
         dropout=settings.dropout,
         label_weights=label_weights,
+    )
+
+
+def load_for_training(
+    description: Description,
+    settings: Settings,
+    *,
+    dtype: torch.dtype,
+    device: str,
+    trust_remote_code: bool,
+    causal: bool = False,
+) -> tuple[Any, list[str]]:
+    """Load a fresh copy of a backbone, as `embed.loading.load_weights` does, quantized if the settings say so.
+
+    Quantized weights are frozen; what isn't quantized (embeddings, norms) is in float32 then, as QLoRA has it.
+    """
+    if settings.quantization == "none":
+        return load_weights(
+            description.model_id,
+            description.source,
+            revision=description.revision,
+            trust_remote_code=trust_remote_code,
+            dtype=dtype,
+            causal=causal,
+        )
+    model, missing = load_weights(
+        description.model_id,
+        description.source,
+        revision=description.revision,
+        trust_remote_code=trust_remote_code,
+        dtype=dtype,
+        causal=causal,
+        quantization=make_quantization(settings.quantization, compute=dtype),
+        device_map=place_quantized(device),
+    )
+    settle_on_cpu(model, name=description.model_id)
+    return import_peft().prepare_model_for_kbit_training(model, use_gradient_checkpointing=False), missing
+
+
+def put_lora(model: Any, description: Description, settings: Settings) -> Any:
+    """Put the LoRA adapters that the settings describe on a model."""
+    return add_lora(
+        model,
+        model_id=description.model_id,
+        rank=settings.lora_rank,
+        alpha=settings.lora_alpha,
+        dropout=settings.dropout,
+        targets=settings.lora_targets,
     )
 
 
@@ -187,7 +234,7 @@ def freeze_lower(model: nn.Module, *, n_upper: int, n_layers: int) -> None:
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """Return how many numbers are trained, and how many there are."""
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    sizes = [(count_weights(parameter), parameter.requires_grad) for parameter in model.parameters()]
     return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
 
 

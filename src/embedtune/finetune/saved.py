@@ -4,7 +4,8 @@
 
     adapter_config.json + adapter_model.safetensors   a LoRA adapter, or
     config.json + model.safetensors                   the whole backbone
-    head.safetensors                                  weight (n_labels, width), bias (n_labels,), float32
+    head.safetensors                                  weight (n_labels, width), bias (n_labels,), float32; none is
+                                                      left by instruction tuning
     finetune.json                                     the facts, written last: without it nothing counts
 """
 
@@ -31,7 +32,7 @@ HEAD = "head.safetensors"
 
 @dataclass(frozen=True, eq=False)
 class FineTuned:
-    """A fine-tuned backbone with its classification head, on disk.
+    """A fine-tuned backbone on disk, with its classification head if it was tuned for classification.
 
     Attributes
     ----------
@@ -39,12 +40,12 @@ class FineTuned:
         The folder; give it to `TransformerEncoder` as ``adapter``.
     model_id, weights_hash : str
         The model it started from.
-    method : str
+    objective, method : str
     label_names : tuple of str
-        One per row of `head_weight`.
+        One per row of `head_weight`, or the answers it was tuned to give.
     pooling, prefix : str
     max_length : int
-    head_weight, head_bias : ndarray of float32, shapes (n_labels, width) and (n_labels,)
+    head_weight, head_bias : ndarray of float32, shapes (n_labels, width) and (n_labels,), or None
         On the last layer's pooled vector: probabilities are softmax(weight @ vector + bias).
     seed : int
     n_trained_parameters, n_parameters : int
@@ -82,8 +83,9 @@ class FineTuned:
     seconds: float
     precision: str
     device: str
-    head_weight: NDArray[np.float32] = field(repr=False)
-    head_bias: NDArray[np.float32] = field(repr=False)
+    objective: str
+    head_weight: NDArray[np.float32] | None = field(repr=False)
+    head_bias: NDArray[np.float32] | None = field(repr=False)
 
 
 def write_head(folder: Path, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> None:
@@ -93,7 +95,11 @@ def write_head(folder: Path, weight: NDArray[np.float32], bias: NDArray[np.float
 
 def write_facts(folder: Path, facts: dict[str, Any]) -> None:
     """Declare a fine-tuning finished: hashes of the files beside it, and everything `FineTuned` tells."""
-    hashes = {"head_sha256": hash_file(folder / HEAD), "backbone_sha256": hash_adapter(folder)}
+    head = folder / HEAD
+    hashes = {
+        "head_sha256": hash_file(head) if head.exists() else None,
+        "backbone_sha256": hash_adapter(folder),
+    }
     write_json(folder / FACTS, {"schema": SCHEMA, **facts, **hashes})
 
 
@@ -114,13 +120,9 @@ def read_finetuned(path: str | Path) -> FineTuned:
             f"'{folder}' was written with schema {facts['schema']}, this version reads up to {SCHEMA}: "
             "upgrade embedtune."
         )
-    _check_hash(folder, HEAD, facts["head_sha256"])
-    try:
-        head = load_file(folder / HEAD)
-    except SafetensorError as error:
-        raise BundleError(f"'{folder / HEAD}' can't be read ({error}): fine-tune again.") from error
     told = {name: facts[name] for name in FineTuned.__dataclass_fields__ if name in facts}
     told["label_names"], told["history"] = tuple(told["label_names"]), tuple(told["history"])
+    head = {"weight": None, "bias": None} if facts["head_sha256"] is None else _read_head(folder, facts)
     return FineTuned(path=folder, head_weight=head["weight"], head_bias=head["bias"], **told)
 
 
@@ -139,6 +141,15 @@ def read_facts(folder: Path) -> dict[str, Any] | None:
     except ValueError as error:
         raise BundleError(f"'{folder / FACTS}' is damaged ({error}): fine-tune again.") from error
     return facts
+
+
+def _read_head(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    _check_hash(folder, HEAD, facts["head_sha256"])
+    try:
+        head: dict[str, Any] = load_file(folder / HEAD)
+    except SafetensorError as error:
+        raise BundleError(f"'{folder / HEAD}' can't be read ({error}): fine-tune again.") from error
+    return head
 
 
 def _check_hash(folder: Path, name: str, expected: str) -> None:

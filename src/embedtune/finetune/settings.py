@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from embedtune.embed.pooling import check_pooling
-from embedtune.errors import ConfigError, suggest_nearest
+from embedtune.embed.quantization import QUANTIZED, check_quantization
+from embedtune.errors import ConfigError, MissingExtraError, suggest_nearest
 
+OBJECTIVES = ("classification", "instruction")
+QUANTIZATIONS = ("none", *QUANTIZED)
+OPTIMIZERS = ("adamw", "paged_adamw")
 METHODS = ("full", "upper", "lora")
 CLASS_WEIGHTS = (None, "balanced")
 SCHEDULERS = ("linear", "cosine", "constant")
@@ -18,6 +23,8 @@ class Settings:
     """The arguments of `fine_tune` that change its result, apart from the model and the rows."""
 
     label_names: tuple[str, ...]
+    objective: str
+    instruction: str
     method: str
     n_upper_layers: int
     lora_rank: int
@@ -39,6 +46,8 @@ class Settings:
     scheduler: str
     max_grad_norm: float
     gradient_checkpointing: bool
+    quantization: str
+    optimizer: str
     seed: int
 
     def as_dict(self) -> dict[str, Any]:
@@ -54,20 +63,21 @@ def check_settings(settings: Settings) -> None:
     ConfigError
         If a name is unknown or a number out of range.
     """
-    if settings.method not in METHODS:
-        nearest = suggest_nearest(str(settings.method), METHODS)
-        raise ConfigError(
-            f"method {settings.method!r} is unknown{nearest}: choose one of {', '.join(METHODS)}."
-        )
+    for name, allowed in (
+        ("objective", OBJECTIVES),
+        ("method", METHODS),
+        ("scheduler", SCHEDULERS),
+        ("quantization", QUANTIZATIONS),
+        ("optimizer", OPTIMIZERS),
+    ):
+        value = getattr(settings, name)
+        if value not in allowed:
+            nearest = suggest_nearest(str(value), allowed)
+            raise ConfigError(f"{name} {value!r} is unknown{nearest}: choose one of {', '.join(allowed)}.")
     if settings.class_weight not in CLASS_WEIGHTS:
         nearest = suggest_nearest(str(settings.class_weight), ["balanced"])
         raise ConfigError(
             f"class_weight {settings.class_weight!r} is unknown{nearest}: set it to 'balanced' or None."
-        )
-    if settings.scheduler not in SCHEDULERS:
-        nearest = suggest_nearest(str(settings.scheduler), SCHEDULERS)
-        raise ConfigError(
-            f"scheduler {settings.scheduler!r} is unknown{nearest}: choose one of {', '.join(SCHEDULERS)}."
         )
     check_pooling(settings.pooling)
     for name in ("n_upper_layers", "lora_rank", "epochs", "batch_size", "max_length", "patience"):
@@ -86,3 +96,37 @@ def check_settings(settings: Settings) -> None:
             )
     if not settings.weight_decay >= 0:
         raise ConfigError(f"weight_decay {settings.weight_decay!r} is out of range: set it to 0 or more.")
+
+
+def check_requirements(
+    *, objective: str, method: str, quantization: str, optimizer: str, device: str
+) -> None:
+    """Refuse settings that contradict each other, or need what this device or installation lacks.
+
+    Raises
+    ------
+    ConfigError, MissingExtraError
+    """
+    if objective == "instruction" and method == "upper":
+        raise ConfigError(
+            "instruction tuning can't train the upper layers alone: set method to lora or full."
+        )
+    if quantization != "none" and method != "lora":
+        raise ConfigError(
+            f"{quantization} weights can't be trained, only adapters on them: set method to lora, not {method!r}, "
+            "or quantization to none."
+        )
+    if objective == "instruction" and importlib.util.find_spec("trl") is None:
+        raise MissingExtraError("instruction tuning needs trl: pip install 'embedtune[llm]'.")
+    if quantization != "none":
+        check_quantization(quantization, device)
+    if optimizer == "paged_adamw":
+        if not device.startswith("cuda"):
+            raise ConfigError(
+                f"optimizer 'paged_adamw' moves its state between a CUDA device and the CPU, and the device is "
+                f"{device!r}: set optimizer to adamw."
+            )
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise MissingExtraError(
+                "optimizer 'paged_adamw' needs bitsandbytes: pip install 'embedtune[llm]'."
+            )

@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
-import fnmatch
 import hashlib
 import json
 import shutil
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from embedtune.embed.backbone import Description, describe_backbone
 from embedtune.embed.precision import resolve_device, resolve_precision
+from embedtune.embed.quantization import QUANTIZED
 from embedtune.embed.quiet import hush_libraries
 from embedtune.embed.tokens import pick_pad_id, tokenize
-from embedtune.errors import ConfigError, DataError, RunFolderError
+from embedtune.errors import ConfigError, DataError
 from embedtune.finetune import saved
 from embedtune.finetune.checkpoints import open_checkpoints
+from embedtune.finetune.folder import CHECKPOINTS, LOGS, hold_folder, publish, read_finished
+from embedtune.finetune.instruction import tune_by_instruction
 from embedtune.finetune.loop import Rows, Trained, train_classifier
 from embedtune.finetune.model import PooledClassifier, build_classifier, count_parameters
 from embedtune.finetune.randomness import keep_random_state
 from embedtune.finetune.rows import index_labels, split_validation
 from embedtune.finetune.saved import FineTuned, read_finetuned
-from embedtune.finetune.settings import Settings, check_settings
-
-_CHECKPOINTS, _LOGS, _LOCK = "checkpoints", "logs", ".lock"
-_WEIGHTS = ("config.json", "model*.safetensors*", "adapter_config.json", "adapter_model.safetensors")
-#: Patterns of what a finished or a killed call leaves.
-_OURS = (*_WEIGHTS, saved.HEAD, saved.FACTS, f".{saved.FACTS}.*", _CHECKPOINTS, _LOGS, _LOCK)
+from embedtune.finetune.settings import Settings, check_requirements, check_settings
+from embedtune.prompt.template import INSTRUCTION
 
 
 def fine_tune(
@@ -44,6 +40,8 @@ def fine_tune(
     label_names: Sequence[str],
     output_dir: str | Path,
     groups: Sequence[Hashable] | None = None,
+    objective: str = "classification",
+    instruction: str = INSTRUCTION,
     method: str = "full",
     n_upper_layers: int = 2,
     lora_rank: int = 8,
@@ -65,6 +63,8 @@ def fine_tune(
     scheduler: str = "linear",
     max_grad_norm: float = 1.0,
     gradient_checkpointing: bool = False,
+    quantization: str = "none",
+    optimizer: str = "adamw",
     precision: str = "auto",
     device: str = "auto",
     seed: int = 0,
@@ -72,11 +72,16 @@ def fine_tune(
     trust_remote_code: bool = False,
     replace: bool = False,
 ) -> FineTuned:
-    """Fine-tune a backbone for classification.
+    """Fine-tune a backbone on labelled texts.
 
-    The last layer's pooled vector goes through dropout and a linear head; cross-entropy is minimised with AdamW. By
-    default all rows are trained on and the last epoch is kept; with a validation part it is the epoch of highest
-    macro-F1 there, of lowest log loss on a tie.
+    For classification the last layer's pooled vector goes through dropout and a linear head; cross-entropy is
+    minimised with AdamW. By default all rows are trained on and the last epoch is kept; with a validation part it is
+    the epoch of highest macro-F1 there, of lowest log loss on a tie.
+
+    By instruction a decoder learns to answer with the label: it is asked as the arm ``prompt`` asks it, and the loss
+    is on the answer's tokens alone. There is no head then; all rows are trained on and the last epoch is kept, so
+    `groups`, `head_learning_rate`, `pooling`, `prefix`, `validation_fraction`, `patience` and `class_weight` play no
+    part.
 
     A call that was killed goes on where it was when repeated with the same arguments, and ends with the same
     weights; a finished one is read back. Global random generators are left as they were.
@@ -95,15 +100,19 @@ def fine_tune(
         `replace`).
     groups : sequence, length n_rows, optional
         Rows of equal value stay on one side of the validation split.
+    objective : {"classification", "instruction"}
+    instruction : str
+        The question's first lines; holds ``{options}``, which becomes the labels.
     method : {"full", "upper", "lora"}
-        Train all weights, the last `n_upper_layers` layers, or LoRA adapters.
+        Train all weights, the last `n_upper_layers` layers (not by instruction), or LoRA adapters.
     lora_targets : {"all-linear", "attention"}
     head_learning_rate : float, optional
         By default `learning_rate`.
     batch_size : int
         Rows per step.
     max_length, pooling, prefix
-        As `TransformerEncoder` takes them; use the same ones there.
+        As `TransformerEncoder` takes them; use the same ones there. By instruction `max_length` counts the text's own
+        tokens, and the prompt's come on top.
     dropout : float
         On the pooled vector, and on the input of LoRA adapters.
     validation_fraction : float
@@ -121,6 +130,11 @@ def fine_tune(
         Gradients of a larger norm are scaled down to it.
     gradient_checkpointing : bool
         Compute activations anew in the backward pass instead of keeping them: less memory, about a third more time.
+    quantization : {"none", "int8", "nf4"}
+        Hold the frozen weights under LoRA adapters in 8 or 4 bits (QLoRA, arXiv 2305.14314); products are computed in
+        `precision`. Reading with the adapter later takes the base in any precision.
+    optimizer : {"adamw", "paged_adamw"}
+        The second keeps its state, float32 as well, in pages that leave a CUDA device when memory is short.
     precision : {"auto", "float32", "bfloat16", "float16"}
         Of the forward pass (autocast); weights stay float32. See `resolve_training_precision` for ``"auto"``.
     device : str
@@ -137,16 +151,18 @@ def fine_tune(
     Raises
     ------
     ConfigError
-        If a setting is unknown or out of range.
+        If a setting is unknown, out of range, or can't be had on this device.
     DataError
         If texts, labels and groups differ in length, a label is unknown, or only one label occurs.
     BackboneError, MissingExtraError
-        If the model can't be loaded or trained.
+        If the model can't be loaded or trained, or a package that a setting needs isn't there.
     RunFolderError
         If `output_dir` holds something else, or another process is writing into it.
     """
     settings = Settings(
         label_names=tuple(label_names),
+        objective=objective,
+        instruction=instruction,
         method=method,
         n_upper_layers=n_upper_layers,
         lora_rank=lora_rank,
@@ -168,6 +184,8 @@ def fine_tune(
         scheduler=scheduler,
         max_grad_norm=max_grad_norm,
         gradient_checkpointing=gradient_checkpointing,
+        quantization=quantization,
+        optimizer=optimizer,
         seed=seed,
     )
     check_settings(settings)
@@ -177,28 +195,32 @@ def fine_tune(
     y = index_labels(labels, settings.label_names)
     device = resolve_device(device)
     precision = resolve_training_precision(precision, device)
+    check_requirements(
+        objective=objective, method=method, quantization=quantization, optimizer=optimizer, device=device
+    )
     description = describe_backbone(model, revision=revision, trust_remote_code=trust_remote_code)
     _check_length(settings, description)
     key = _make_key(description, settings, texts, y, groups, precision=precision, device=device)
+    facts = {
+        "key": key,
+        "model_id": description.model_id,
+        "weights_hash": description.weights_hash,
+        **settings.as_dict(),
+        "precision": precision,
+        "device": device,
+    }
     folder = Path(output_dir).expanduser()
-    with _hold_folder(folder):
-        if (done := _read_finished(folder, key, replace=replace)) is not None:
+    with hold_folder(folder):
+        if (done := read_finished(folder, key, replace=replace)) is not None:
             return done
-        open_checkpoints(folder / _CHECKPOINTS, key)
+        open_checkpoints(folder / CHECKPOINTS, key)
+        options: dict[str, Any] = {"folder": folder, "facts": facts, "trust_remote_code": trust_remote_code}
         with keep_random_state(seed):
-            _fit(
-                description,
-                settings,
-                texts,
-                y,
-                groups,
-                folder=folder,
-                key=key,
-                precision=precision,
-                device=device,
-                trust_remote_code=trust_remote_code,
-            )
-        shutil.rmtree(folder / _CHECKPOINTS)
+            if objective == "instruction":
+                tune_by_instruction(description, settings, texts, y, **options)
+            else:
+                _fit(description, settings, texts, y, groups, **options)
+        shutil.rmtree(folder / CHECKPOINTS)
     return read_finetuned(folder)
 
 
@@ -211,8 +233,12 @@ def resolve_training_precision(precision: str, device: str) -> str:
     Raises
     ------
     ConfigError
-        If it is unknown, or float16 on a CPU.
+        If it is unknown, of quantized weights, or float16 on a CPU.
     """
+    if precision in QUANTIZED:
+        raise ConfigError(
+            f"precision {precision!r} is for reading only: to train adapters on such weights, set quantization to it."
+        )
     if precision == "float16" and device == "cpu":
         raise ConfigError("precision 'float16' can't train on a CPU: set it to auto, float32 or bfloat16.")
     return resolve_precision(precision, device)
@@ -226,11 +252,10 @@ def _fit(
     groups: Sequence[Hashable] | None,
     *,
     folder: Path,
-    key: dict[str, Any],
-    precision: str,
-    device: str,
+    facts: dict[str, Any],
     trust_remote_code: bool,
 ) -> None:
+    device, precision = facts["device"], facts["precision"]
     training, validation = split_validation(
         y, groups=groups, fraction=settings.validation_fraction, seed=settings.seed
     )
@@ -246,7 +271,8 @@ def _fit(
         description,
         settings,
         label_weights=_weigh_labels(y[training], settings),
-        dtype=getattr(torch, precision) if half else torch.float32,
+        dtype=getattr(torch, precision) if half or settings.quantization != "none" else torch.float32,
+        device=device,
         trust_remote_code=trust_remote_code,
     )
     trained = train_classifier(
@@ -255,24 +281,18 @@ def _fit(
         training=training,
         validation=validation,
         settings=settings,
-        folder=folder / _CHECKPOINTS,
-        logs_dir=folder / _LOGS,
+        folder=folder / CHECKPOINTS,
+        logs_dir=folder / LOGS,
         device=device,
         precision=precision,
         description=f"fine-tune {description.model_id}",
     )
-    facts = {
-        "key": key,
-        "model_id": description.model_id,
-        "weights_hash": description.weights_hash,
-        **settings.as_dict(),
+    found = {
         **_describe_training(model, trained),
         "n_training": len(training),
         "n_validation": len(validation),
-        "precision": precision,
-        "device": device,
     }
-    _save(model, folder, method=settings.method, facts=facts)
+    _save(model, folder, settings=settings, facts={**facts, **found})
 
 
 def _describe_training(model: PooledClassifier, trained: Trained) -> dict[str, Any]:
@@ -288,24 +308,19 @@ def _describe_training(model: PooledClassifier, trained: Trained) -> dict[str, A
     }
 
 
-def _save(model: PooledClassifier, folder: Path, *, method: str, facts: dict[str, Any]) -> None:
-    """Write into a temporary folder, move the files into place, then declare them finished."""
-    for pattern in (*_WEIGHTS, saved.HEAD, f".{saved.FACTS}.*"):
-        for path in folder.glob(pattern):
-            path.unlink()
-    temporary = folder / _CHECKPOINTS / "result"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    model.cpu().eval()
-    saved.write_head(temporary, model.head.weight.detach().numpy(), model.head.bias.detach().numpy())
-    with hush_libraries():
-        # Embeddings are never trained with LoRA; peft would look on the Hub whether they were.
-        options = {"save_embedding_layers": False} if method == "lora" else {}
-        model.backbone.save_pretrained(temporary, **options)  # type: ignore[operator]
-    for path in sorted(temporary.iterdir()):
-        if path.name != "README.md":  # peft's model card, a form nobody filled in
-            path.replace(folder / path.name)
-    saved.write_facts(folder, facts)
+def _save(model: PooledClassifier, folder: Path, *, settings: Settings, facts: dict[str, Any]) -> None:
+    def write(temporary: Path) -> None:
+        saved.write_head(temporary, model.head.weight.detach().numpy(), model.head.bias.detach().numpy())
+        with hush_libraries():
+            # Embeddings are never trained with LoRA; peft would look on the Hub whether they were.
+            options = {"save_embedding_layers": False} if settings.method == "lora" else {}
+            model.backbone.save_pretrained(temporary, **options)  # type: ignore[operator]
+
+    model.eval()
+    if settings.quantization == "none":
+        model.cpu()
+    model.head.cpu()
+    publish(folder, write, facts)
 
 
 def _weigh_labels(y: NDArray[np.int64], settings: Settings) -> torch.Tensor | None:
@@ -349,58 +364,3 @@ def _make_key(
         "device": device.partition(":")[0],
         "torch": torch.__version__,
     }
-
-
-def _read_finished(folder: Path, key: dict[str, Any], *, replace: bool) -> FineTuned | None:
-    """Return an earlier call's result if it had the same arguments; with `replace`, forget it if it had others.
-
-    Raises
-    ------
-    RunFolderError
-        If it had others, without `replace`.
-    """
-    facts = saved.read_facts(folder)
-    if facts is None:
-        return None
-    changed = sorted(name for name in key if facts["key"].get(name) != key[name] and name != "torch")
-    if changed and replace:
-        (folder / saved.FACTS).unlink()
-        return None
-    if changed:
-        raise RunFolderError(
-            f"output folder '{folder}' holds a finished fine-tuning with other {' and '.join(changed)}: "
-            "give another folder, or delete this one."
-        )
-    shutil.rmtree(folder / _CHECKPOINTS, ignore_errors=True)
-    return read_finetuned(folder)
-
-
-@contextlib.contextmanager
-def _hold_folder(folder: Path) -> Iterator[None]:
-    """Make the folder and keep other processes out of it.
-
-    Raises
-    ------
-    RunFolderError
-        If it holds files that fine-tuning doesn't write, or another process is in it.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise RunFolderError(f"output folder '{folder}' is a file: give a folder.")
-    names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-    strange = [name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in _OURS)]
-    if strange:
-        raise RunFolderError(
-            f"output folder '{folder}' holds '{strange[0]}', which fine-tuning didn't write: give an empty folder."
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = filelock.FileLock(folder / _LOCK, timeout=0)
-        lock.acquire()
-    except filelock.Timeout:
-        raise RunFolderError(
-            f"output folder '{folder}' is in use by another process: wait for it, or give another folder."
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()

@@ -1,0 +1,162 @@
+"""Supervised fine-tuning on answers: TRL's SFTTrainer with our batches, our checkpoints and nobody printing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import transformers
+from torch.utils.data import DataLoader
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
+
+from embedtune.embed.quiet import hush_libraries
+from embedtune.embed.tokens import pick_pad_id
+from embedtune.finetune import checkpoints
+from embedtune.finetune.instruction import Question
+from embedtune.finetune.loop import (
+    Steering,
+    list_trained,
+    load_trained,
+    make_arguments,
+    make_logger,
+    save_trained,
+)
+from embedtune.finetune.rows import EpochBatches
+from embedtune.finetune.settings import Settings
+from embedtune.progress import track
+
+
+def train_answers(
+    model: Any,
+    questions: Sequence[Question],
+    *,
+    tokenizer: Any,
+    settings: Settings,
+    folder: Path,
+    logs_dir: Path,
+    device: str,
+    precision: str,
+    description: str,
+) -> float:
+    """Train in place, going on from the last complete checkpoint in `folder`; the loss is on the answers alone.
+
+    Returns
+    -------
+    float
+        Seconds, those of interrupted calls included.
+    """
+    lengths = np.array([len(question.ids) for question in questions], dtype=np.int64)
+    sampler = EpochBatches(lengths, batch_size=settings.batch_size, seed=settings.seed)
+    n_steps = len(sampler) * settings.epochs
+    with hush_libraries(), _hush_datasets():
+        arguments = make_arguments(
+            settings,
+            folder,
+            n_steps=n_steps,
+            device=device,
+            precision=precision,
+            kind=SFTConfig,
+            optim="paged_adamw_32bit" if settings.optimizer == "paged_adamw" else "adamw_torch_fused",
+            max_length=None,
+            completion_only_loss=True,
+            gradient_checkpointing=settings.gradient_checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+        )
+        last = checkpoints.find_last(folder)
+        with track(description, n_steps, unit="steps") as bar:
+            steering = Steering(sampler, folder, settings, evaluates=False, bar=bar, last=last)
+            trainer = AnswerTrainer(
+                model,
+                arguments,
+                questions=questions,
+                tokenizer=tokenizer,
+                sampler=sampler,
+                callbacks=[steering, *make_logger(logs_dir)],
+            )
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+    return steering.seconds
+
+
+class AnswerTrainer(SFTTrainer):
+    """An SFTTrainer that reads `Question`s in `EpochBatches` and keeps the trained parameters only.
+
+    SFTConfig's own grouping by length draws from the global generator, so a training resumed within an epoch would
+    read other batches than an undisturbed one.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        arguments: Any,
+        *,
+        questions: Sequence[Question],
+        tokenizer: Any,
+        sampler: EpochBatches,
+        callbacks: list[transformers.TrainerCallback],
+    ) -> None:
+        self.tuned, self.sampler = model, sampler
+        super().__init__(
+            model,
+            arguments,
+            train_dataset=_tabulate(questions),
+            processing_class=tokenizer,
+            # Without one, SFTTrainer gives the tokenizer, which encoders share, a pad token.
+            data_collator=DataCollatorForLanguageModeling(pad_token_id=pick_pad_id(tokenizer)),
+            callbacks=callbacks,
+        )
+        self.remove_callback(transformers.PrinterCallback)
+        for parameter in list_trained(model).values():
+            # SFTTrainer rounds adapters on quantized weights to bfloat16, for which the gradient scaler of float16
+            # training has no kernel.
+            parameter.data = parameter.data.float()
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return the training batches."""
+        rows: Any = self.train_dataset
+        loader = DataLoader(
+            rows,
+            batch_sampler=self.sampler,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the trained parameters into a checkpoint."""
+        if self.args.should_save:
+            save_trained(self.tuned, Path(output_dir or str(self.args.output_dir)))
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write none into checkpoints."""
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_trained(self.tuned, Path(resume_from_checkpoint))
+
+
+def _tabulate(questions: Sequence[Question]) -> Any:
+    return datasets.Dataset.from_dict(
+        {
+            "input_ids": [question.ids for question in questions],
+            "completion_mask": [
+                [0] * question.n_prompt + [1] * (len(question.ids) - question.n_prompt)
+                for question in questions
+            ],
+        }
+    )
+
+
+@contextlib.contextmanager
+def _hush_datasets() -> Iterator[None]:
+    showed = datasets.utils.are_progress_bars_disabled() is False
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if showed:
+            datasets.enable_progress_bars()
