@@ -22,10 +22,11 @@ from embedtune.embed import backbone as backbone_module
 from embedtune.embed import precision as precision_module
 from embedtune.embed.backbone import load_backbone
 from embedtune.embed.encoder import TransformerEncoder
+from embedtune.embed.loading import load_weights
 from embedtune.embed.precision import name_precision, resolve_precision
 from embedtune.embed.quantization import check_quantization, make_quantization
 from embedtune.embed.store import EmbeddingStore
-from embedtune.errors import ConfigError, MissingExtraError
+from embedtune.errors import ConfigError, MissingExtraError, ResourceError
 from embedtune.finetune.lora import add_lora
 from embedtune.plan import TaskRun
 from embedtune.runfolder import RunFolder
@@ -343,6 +344,23 @@ def test_device_map_unknown_or_beside_a_device_is_refused(tiny_llama: Path) -> N
         load_backbone(tiny_llama, device="cpu", device_map="auto")
     assert str(both.value) == (
         "device 'cpu' and device_map 'auto' contradict each other: set device to auto, or device_map to None."
+    )
+
+
+def test_quantized_weights_that_fit_on_no_device_are_told(
+    wide_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise ValueError(
+            "Some modules are dispatched on the CPU or the disk. Make sure you have enough GPU RAM"
+        )
+
+    monkeypatch.setattr(transformers.AutoModel, "from_pretrained", fail)
+    with pytest.raises(ResourceError) as caught:
+        load_weights("big", wide_llama, revision=None, trust_remote_code=False, dtype=torch.float32)
+    assert str(caught.value) == (
+        "model 'big' doesn't fit into the CUDA devices' memory, and quantized weights can't be kept anywhere else: "
+        "set precision to nf4, or use larger devices."
     )
 
 

@@ -494,6 +494,15 @@ def test_capstones_settings_can_be_said_in_a_recipe_and_reach_the_trainer(
     assert (adapters.r, adapters.lora_alpha, adapters.lora_dropout) == (64, 16, 0.1)
 
 
+def test_documented_settings_are_the_capstones() -> None:
+    import yaml
+
+    page = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    start = page.index("    finetune:\n      by_backbone:")
+    shown = yaml.safe_load(page[start : page.index("\n\n", start)])
+    assert shown["finetune"]["by_backbone"] == {"meta-llama/Llama-2-7b-chat-hf": CAPSTONE}
+
+
 def test_defaults_of_config_and_library_agree() -> None:
     assert FinetuneSettings().instruction == INSTRUCTION
 
@@ -516,6 +525,38 @@ def test_end_to_end_without_any_head_is_refused_at_once() -> None:
         "objective of one backbone to classification."
     )
     build_experiment({**settings, "compare": {"arms": ["frozen", "tuned"]}}, where="here")
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"optimizer": "paged_adamw"}, "optimizer 'paged_adamw' moves its state"),
+        ({"precision": "float16"}, "precision 'float16' can't train on a CPU"),
+        ({"method": "lora", "objective": "instruction"}, "instruction tuning needs trl"),
+    ],
+)
+def test_fine_tuning_that_cannot_be_done_here_is_told_before_anything_is_read(
+    own: dict[str, Any], message: str, tiny_bert: Path, llama: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    import yaml
+    from typer.testing import CliRunner
+
+    from embedtune.cli import app
+    from run_cases import write_recipe, write_rows
+
+    monkeypatch.setitem(sys.modules, "trl", None)
+    rows = write_rows(tmp_path / "moves.csv")
+    recipe = write_recipe(tmp_path / "tiny.yaml", model=tiny_bert, data=rows, store=tmp_path / "store")
+    settings = yaml.safe_load(recipe.read_text())
+    settings["embed"]["device"] = "cpu"
+    settings["embed"]["views"]["llama"] = {"kind": "transformer", "model": str(llama), "max_length": 32}
+    settings["embed"]["views"]["llama"]["layers"] = [-1]
+    settings["finetune"]["by_backbone"] = {str(llama): own}
+    recipe.write_text(yaml.safe_dump(settings))
+    done = CliRunner().invoke(app, ["run", str(recipe), "--out", str(tmp_path / "run")])
+    assert done.exit_code == 2
+    assert message in done.output.replace("\n", " ")
+    assert not (tmp_path / "run" / "data").exists()
 
 
 def test_run_with_an_instruction_tuned_backbone(tiny_bert: Path, llama: Path, tmp_path: Path) -> None:

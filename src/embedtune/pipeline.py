@@ -28,7 +28,7 @@ from embedtune.evaluate.arms import ARMS, compare_arms, score_arm, write_verdict
 from embedtune.evaluate.cost import measure
 from embedtune.files import link_or_copy, replace_dir, write_json
 from embedtune.finetune.settings import check_requirements
-from embedtune.finetune.train import fine_tune
+from embedtune.finetune.train import fine_tune, resolve_training_precision
 from embedtune.heads.probe import probe_blocks
 from embedtune.plan import (
     TUNED_ON,
@@ -318,6 +318,7 @@ def _check_views(run: TaskRun) -> None:
         settings = run.experiment.finetune.of(model)
         names = ("objective", "method", "quantization", "optimizer")
         check_requirements(**{name: getattr(settings, name) for name in names}, device=device)
+        resolve_training_precision(settings.precision, device)
 
 
 def _require_adapters(run: TaskRun, arm: str) -> None:

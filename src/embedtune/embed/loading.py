@@ -14,7 +14,7 @@ from huggingface_hub import errors as hub_errors
 from embedtune.embed.checkpoints import PACKAGED
 from embedtune.embed.quantization import import_peft
 from embedtune.embed.quiet import hush_libraries
-from embedtune.errors import BackboneError, MissingExtraError, suggest_nearest
+from embedtune.errors import BackboneError, MissingExtraError, ResourceError, suggest_nearest
 
 
 def load_config(name: str, source: Path | str, *, revision: str | None, trust_remote_code: bool) -> Any:
@@ -128,6 +128,8 @@ def explain(name: str, source: Path | str) -> Iterator[None]:
     ------
     BackboneError
         If the model is missing, gated or needs remote code, or its files can't be read.
+    ResourceError
+        If quantized weights don't fit.
     MissingExtraError
         If a packaged model can be had neither from its package nor from the Hub.
     """
@@ -139,6 +141,11 @@ def explain(name: str, source: Path | str) -> Iterator[None]:
         if "trust_remote_code" in told:
             raise BackboneError(
                 f"model '{name}' runs Python code of its own: read it, then set trust_remote_code=True."
+            ) from error
+        if "dispatched on the CPU" in told:
+            raise ResourceError(
+                f"model '{name}' doesn't fit into the CUDA devices' memory, and quantized weights can't be kept "
+                "anywhere else: set precision to nf4, or use larger devices."
             ) from error
         if _is_gated(causes):
             raise BackboneError(
