@@ -15,7 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedtune.assemble import build_classifier, build_encoder, read_at_test_length
+from embedtune.assemble import (
+    build_classifier,
+    build_encoder,
+    build_prompt_classifier,
+    read_at_test_length,
+)
 from embedtune.config import TransformerView
 from embedtune.data.prepare import fingerprint, prepare_splits
 from embedtune.data.sources import load_dataset
@@ -30,6 +35,7 @@ from embedtune.heads.probe import probe_blocks
 from embedtune.plan import (
     ARM_ROWS,
     TUNED_ON,
+    UNKEPT,
     TaskRun,
     adapter_dir,
     adapter_key,
@@ -158,11 +164,14 @@ def fit(run: TaskRun) -> None:
         def compute(arm: str = arm) -> dict[str, Any]:
             _require_adapters(run, arm)
             by_seed: dict[int, NDArray[np.float64]] = {}
+            facts: dict[str, Any] = {}
             with measure() as cost:
-                for seed in run.experiment.seeds:
-                    by_seed[seed] = _fit_arm(run, splits, arm, seed)
+                if arm == "prompt":
+                    by_seed, facts = _ask(run, splits)
+                else:
+                    by_seed = {seed: _fit_arm(run, splits, arm, seed) for seed in run.experiment.seeds}
             write_predictions(predictions_path(run, arm), splits, by_seed)
-            return {"seconds": cost.seconds, "peak_memory_bytes": cost.peak_memory_bytes}
+            return {"seconds": cost.seconds, "peak_memory_bytes": cost.peak_memory_bytes, **facts}
 
         log.info("%s: fitting %s", run.task, arm)
         run.folder.run_step(f"fit.{arm}", arm_key(run, arm), compute, outputs=[predictions_path(run, arm)])
@@ -190,11 +199,12 @@ def compare(run: TaskRun) -> None:
                 **score_arm(y, probabilities[arm], splits.label_names, groups=groups, **options),
                 "cost": _cost(run, arm),
                 "seeds": list(run.experiment.seeds),
+                **_count_unmatched(run, arm),
             }
             for arm in arms
         }
         comparisons = compare_arms(y, probabilities, groups=groups, **options)
-        contenders = [arm for arm in arms if arm != "majority"] or arms
+        contenders = [arm for arm in arms if arm not in UNKEPT] or arms
         results = {
             "schema": 1,
             "task": run.task,
@@ -228,6 +238,10 @@ def bundle(run: TaskRun) -> None:
     """Copy the best arm's classifier to ``bundle/``."""
     best = run.record("compare")["result"]["best"]
     target = run.path / "bundle"
+    if best in UNKEPT:
+        shutil.rmtree(target, ignore_errors=True)
+        log.info("%s: no bundle, as the arm '%s' leaves no classifier to keep", run.task, best)
+        return
 
     def compute() -> dict[str, Any]:
         with replace_dir(target) as scratch:
@@ -259,6 +273,8 @@ def run_stages(run: TaskRun, *, first: str = "prepare", last: str = "bundle", re
             run.folder.forget(name)
     if set(chosen) - {"prepare", "compare", "report", "bundle"}:
         _check_views(run)
+    if "fit" in chosen and "prompt" in run.experiment.compare.arms:
+        _check_prompt(run)
     for name in chosen:
         log.info("%s: %s", run.task, name)
         STAGES[name](run)
@@ -269,6 +285,13 @@ def _check_views(run: TaskRun) -> None:
     for view in run.experiment.embed.views.values():
         if isinstance(view, TransformerView):
             build_encoder(run, view, adapter=None).layers_  # noqa: B018 reading it checks every setting
+
+
+def _check_prompt(run: TaskRun) -> None:
+    """Refuse a model or server that can't be asked, unless it has been."""
+    asked, prepared = run.folder.read_record("fit.prompt"), run.folder.read_record("prepare")
+    if asked is None or prepared is None or asked["key"] != arm_key(run, "prompt"):
+        build_prompt_classifier(run, run.experiment.seeds[0]).check()
 
 
 def _require_adapters(run: TaskRun, arm: str) -> None:
@@ -296,6 +319,39 @@ def _fit_arm(run: TaskRun, splits: Splits, arm: str, seed: int) -> NDArray[np.fl
     if seed == run.experiment.seeds[0]:
         classifier.save(arm_dir(run, arm), notes={"task": run.task, "arm": arm, "seed": seed})
     return probabilities
+
+
+def _ask(run: TaskRun, splits: Splits) -> tuple[dict[int, NDArray[np.float64]], dict[str, Any]]:
+    """Ask about the test rows with each seed's examples, once for all seeds where none are shown.
+
+    Returns
+    -------
+    by_seed : dict of int to ndarray of shape (n_test, n_labels)
+    facts : dict
+        ``rows_per_second``, ``total_parameters`` (None for a server) and ``unmatched_answers``.
+    """
+    rows, test = splits.rows(*ARM_ROWS["prompt"]), splits.rows("test")
+    texts, labels = [splits.texts[i] for i in rows], [splits.labels[i] for i in rows]
+    seeds = run.experiment.seeds if run.experiment.prompt.n_examples else run.experiment.seeds[:1]
+    by_seed: dict[int, NDArray[np.float64]] = {}
+    asked = []
+    for seed in seeds:
+        classifier = build_prompt_classifier(run, seed, labels=splits.label_names).fit(texts, labels)
+        by_seed[seed] = classifier.predict_proba([splits.texts[i] for i in test])
+        asked.append(classifier)
+    n_unmatched = sum(one.last_n_unmatched_ for one in asked)
+    n_asked, seconds = sum(one.last_n_asked_ for one in asked), sum(one.last_seconds_ for one in asked)
+    if n_unmatched:
+        log.warning(
+            "%s: %d of %d answers to the prompt named no label; their rows count as undecided",
+            run.task, n_unmatched, n_asked,
+        )  # fmt: skip
+    facts = {
+        "rows_per_second": n_asked / seconds if seconds else None,
+        "total_parameters": asked[0].n_parameters_,
+        "unmatched_answers": n_unmatched,
+    }
+    return {seed: by_seed.get(seed, by_seed[seeds[0]]) for seed in run.experiment.seeds}, facts
 
 
 def _probe(run: TaskRun, splits: Splits) -> None:
@@ -370,6 +426,9 @@ def _cost(run: TaskRun, arm: str) -> dict[str, Any]:
     fitted = [run.record(f"fit.{arm}")["result"]]
     if arm in ("majority", "floor"):
         return sum_costs(fit=fitted)
+    if arm == "prompt":
+        measured = {name: fitted[0][name] for name in ("rows_per_second", "total_parameters")}
+        return {**sum_costs(fit=fitted), **measured}
     frozen = [run.record(embed_step(view))["result"] for view in list_reads(run)]
     if ARMS[arm].backbones == "frozen":
         return sum_costs(fit=fitted, embed=frozen)
@@ -382,6 +441,11 @@ def _cost(run: TaskRun, arm: str) -> dict[str, Any]:
     tuned = [run.record(step)["result"] for step in steps]
     read = [run.record(step.replace("finetune.", "embed-tuned.", 1))["result"] for step in steps]
     return sum_costs(fit=fitted, embed=read, finetune=tuned)
+
+
+def _count_unmatched(run: TaskRun, arm: str) -> dict[str, int]:
+    n = run.record(f"fit.{arm}")["result"].get("unmatched_answers")
+    return {} if n is None else {"unmatched_answers": n}
 
 
 def _encode(splits: Splits) -> NDArray[np.int64]:

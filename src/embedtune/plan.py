@@ -22,7 +22,14 @@ ARM_ROWS: Mapping[str, tuple[str, ...]] = {
     "frozen+": ("tune", "train"),
     "tuned": ("train",),
     "end-to-end": ("tune", "train"),
+    "prompt": ("tune", "train"),
 }
+
+#: Arms that leave no classifier to keep: the best one, which becomes the bundle, is chosen among the others.
+UNKEPT = ("majority", "prompt")
+
+#: Settings of the arm `prompt` that say how it asks, and not what comes of it.
+_MANNERS = {"batch_tokens", "n_parallel", "timeout"}
 
 #: Which parts' labels an arm's backbones are fine-tuned on.
 TUNED_ON: Mapping[str, tuple[str, ...]] = {"tuned": ("tune",), "end-to-end": ("tune", "train")}
@@ -135,7 +142,10 @@ def arm_key(run: TaskRun, arm: str) -> str:
     """Digest all that an arm's predictions depend on."""
     experiment = run.experiment
     parts: list[Any] = [run.record("prepare")["key"], arm, experiment.seeds]
-    if arm not in ("majority", "end-to-end"):
+    if arm == "prompt":
+        parts.append(experiment.prompt.model_dump(exclude=_MANNERS))
+        parts.append([experiment.embed.precision, experiment.embed.device])
+    elif arm not in ("majority", "end-to-end"):
         unused = set() if experiment.fit.head == "cooccurrence" else {"cooccurrence"}
         parts.append(experiment.fit.model_dump(exclude=unused))
     if arm in ("frozen", "frozen+", "tuned"):
