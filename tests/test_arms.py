@@ -27,8 +27,8 @@ Y = np.random.default_rng(9).integers(0, 3, 600)
 
 
 def test_arms_are_listed_from_least_to_most_trained():
-    assert list(ARMS) == ["majority", "floor", "frozen", "frozen+", "tuned", "tuned+", "end-to-end"]
-    assert {arm.backbones for arm in ARMS.values()} == {"none", "frozen", "tuned"}
+    assert list(ARMS) == ["majority", "floor", "frozen", "frozen+", "tuned", "tuned+", "end-to-end", "prompt"]
+    assert {arm.backbones for arm in ARMS.values()} == {"none", "frozen", "tuned", "prompted"}
     assert all(name in ARMS for pair in PAIRS for name in pair)
 
 

@@ -5,9 +5,12 @@ from typing import Any
 
 import pytest
 
-from embedtune.config import Experiment, FinetuneConfig, build_experiment, dump_experiment
+from embedtune import PromptClassifier
+from embedtune.config import Experiment, FinetuneConfig, PromptConfig, build_experiment, dump_experiment
 from embedtune.errors import ConfigError
 from embedtune.recipe import list_recipes, read_recipe
+
+PROMPT_KEYS = ", ".join(PromptConfig.model_fields)
 
 
 def fail(*overrides: str) -> str:
@@ -38,7 +41,7 @@ def test_build_experiment_names_all_problems_at_once() -> None:
         "3 problems in recipe demo: unknown key 'finetune.epoch' (did you mean 'epochs'?), allowed here: "
         f"{', '.join(FinetuneConfig.model_fields)}; 'fit.head' is 'forest': input should be 'auto', 'logistic', "
         "'ridge', 'stack' or 'cooccurrence'; "
-        "unknown key 'xx', allowed here: name, tasks, prepare, embed, finetune, fit, compare, by_task, seeds."
+        "unknown key 'xx', allowed here: name, tasks, prepare, embed, finetune, fit, prompt, compare, by_task, seeds."
     )
 
 
@@ -214,6 +217,49 @@ def test_recipe_with_malformed_parts_is_refused_in_one_line(tmp_path: Path, part
     path.write_text(f"name: odd\n{part}\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"of .*odd\.yaml can't be read .*: by_task holds settings by task"):
         read_recipe(str(path))
+
+
+def test_prompt_arm_needs_somebody_to_ask() -> None:
+    assert fail("compare.arms=[frozen+, prompt]") == (
+        "1 problem in recipe demo: compare.arms names 'prompt', and there is nothing to ask: set prompt.model to a "
+        "decoder's folder or Hub name, or prompt.endpoint to a server such as http://127.0.0.1:8000/v1."
+    )
+    for setting in ("prompt.model=org/a", "prompt.endpoint=http://127.0.0.1:8000/v1"):
+        recipe = read_recipe("demo").resolve(["compare.arms=[prompt]", setting])
+        assert build_experiment(recipe, where="it").compare.arms == ("prompt",)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["prompt.instruction=Rate it."],
+            "prompt.instruction 'Rate it.' doesn't say what may be answered: put {options} where the labels go",
+        ),
+        (
+            ["prompt.endpoint=http://x/v1", "prompt.calibrate=true"],
+            "prompt.calibrate and prompt.normalisation need the likelihoods of a local model: "
+            "leave them out, or prompt.endpoint",
+        ),
+        (
+            ["prompt.endpoint=https://me:secret@x/v1"],
+            "prompt.endpoint is given with a name or password: leave it out, and set the environment "
+            "variable OPENAI_API_KEY to the key",
+        ),
+        (
+            ["prompt.modell=a"],
+            f"unknown key 'prompt.modell' (did you mean 'model'?), allowed here: {PROMPT_KEYS}",
+        ),
+    ],
+)
+def test_prompt_settings_that_cannot_work_are_refused(overrides: list[str], message: str) -> None:
+    assert fail(*overrides) == f"1 problem in recipe demo: {message}."
+
+
+def test_prompt_has_the_librarys_defaults() -> None:
+    library = PromptClassifier().get_params()
+    for name, value in PromptConfig().model_dump().items():
+        assert library[name] == value or (name, value) == ("options", {})
 
 
 def test_cross_fitted_arm_refuses_heads_trained_on_test_rows() -> None:

@@ -17,7 +17,8 @@ LAYERS = {
     "embed.texts": 1, "evaluate.metrics": 1,
     "data": 2, "embed": 2, "prompt": 2, "heads": 2, "evaluate": 2,
     "finetune": 3, "report": 3, "recipes": 1,
-    "bundle": 4, "classifier": 5, "plan": 6, "assemble": 6, "scan": 6, "predictions": 6, "results": 6, "tables": 6,
+    "bundle": 4, "classifier": 5,
+    "plan": 6, "assemble": 6, "scan": 6, "fitting": 6, "predictions": 6, "results": 6, "tables": 6,
     "pipeline": 7, "predict": 7, "ablation": 7, "doctor": 7, "console": 8, "cli": 8, "__main__": 8,
 }  # fmt: skip
 #: Folders that must not know each other.

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from embedtune.embed.lexical import LexicalEncoder
     from embedtune.embed.static import StaticEncoder
     from embedtune.heads.cooccurrence_head import CooccurrenceHead
+    from embedtune.prompt.classifier import PromptClassifier
 
 __version__ = "0.1.0.dev0"
 
@@ -23,6 +24,7 @@ __all__ = [
     "CooccurrenceHead",
     "EmbedClassifier",
     "LexicalEncoder",
+    "PromptClassifier",
     "StaticEncoder",
     "TextDataset",
     "TransformerEncoder",
@@ -34,6 +36,7 @@ _HOMES = {
     "CooccurrenceHead": "heads.cooccurrence_head",
     "EmbedClassifier": "classifier",
     "LexicalEncoder": "embed.lexical",
+    "PromptClassifier": "prompt.classifier",
     "StaticEncoder": "embed.static",
     "TextDataset": "data.dataset",
     "TransformerEncoder": "embed.encoder",

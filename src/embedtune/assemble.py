@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from embedtune.plan import (
     list_views,
     split_folds,
 )
+from embedtune.prompt.classifier import PromptClassifier
 
 
 def build_classifier(run: TaskRun, arm: str, seed: int) -> EmbedClassifier:
@@ -78,6 +80,25 @@ def _build_end_to_end(run: TaskRun, seed: int) -> EmbedClassifier:
     return EmbedClassifier.from_finetuned(
         encoder, weight=tuned.head_weight, bias=tuned.head_bias, labels=tuned.label_names
     )
+
+
+def build_prompt_classifier(
+    run: TaskRun, seed: int, *, labels: Sequence[str] | None = None
+) -> PromptClassifier:
+    """Return the classifier of the arm `prompt`, ready to be fitted.
+
+    Parameters
+    ----------
+    run : TaskRun
+    seed : int
+        Seeds the choice of examples.
+    labels : sequence of str, optional
+        The task's; wordings of other tasks' labels are left out where the run has several.
+    """
+    settings, embed = run.experiment.prompt.model_dump(), run.experiment.embed
+    if labels is not None and len(run.experiment.tasks) > 1:
+        settings["options"] = {key: name for key, name in settings["options"].items() if key in labels}
+    return PromptClassifier(**settings, precision=embed.precision, device=embed.device, random_state=seed)
 
 
 def read_at_test_length(run: TaskRun, classifier: EmbedClassifier) -> EmbedClassifier:

@@ -23,7 +23,7 @@ from embedtune.errors import ConfigError, suggest_nearest
 from embedtune.recipe import set_keys
 
 Pooling = Literal["mean", "weighted_mean", "cls", "last", "max", "pooler", "mean_padded"]
-Arm = Literal["majority", "floor", "frozen", "frozen+", "tuned", "tuned+", "end-to-end"]
+Arm = Literal["majority", "floor", "frozen", "frozen+", "tuned", "tuned+", "end-to-end", "prompt"]
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8", "nf4"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
@@ -196,6 +196,47 @@ class FitConfig(_Part):
         return self
 
 
+class PromptConfig(_Part):
+    """What the arm `prompt` asks, and whom; see `embedtune.prompt.classifier.PromptClassifier`.
+
+    The key of an endpoint is no setting: it is read from the environment variable OPENAI_API_KEY.
+    """
+
+    model: str | None = None
+    endpoint: str | None = None
+    n_examples: int = Field(default=0, ge=0)
+    instruction: str = "Classify the text. Answer with one of: {options}."
+    options: dict[str, str] = {}
+    max_length: int = Field(default=512, ge=4)
+    normalisation: Literal["sum", "mean"] = "sum"
+    calibrate: bool = False
+    revision: str | None = None
+    trust_remote_code: bool = False
+    batch_tokens: Literal["auto"] | Annotated[int, Field(ge=16)] = "auto"
+    n_parallel: int = Field(default=4, ge=1)
+    timeout: float = Field(default=60.0, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> PromptConfig:
+        if "{options}" not in self.instruction:
+            raise ValueError(
+                f"prompt.instruction {self.instruction!r} doesn't say what may be answered: "
+                "put {options} where the labels go"
+            )
+        if self.endpoint is not None and (self.calibrate or self.normalisation != "sum"):
+            raise ValueError(
+                "prompt.calibrate and prompt.normalisation need the likelihoods of a local model: "
+                "leave them out, or prompt.endpoint"
+            )
+        # it would be written to config.yaml
+        if self.endpoint is not None and "@" in self.endpoint:
+            raise ValueError(
+                "prompt.endpoint is given with a name or password: leave it out, and set the environment "
+                "variable OPENAI_API_KEY to the key"
+            )
+        return self
+
+
 class CompareConfig(_Part):
     """Which arms stand against each other, and how their intervals are drawn."""
 
@@ -226,6 +267,7 @@ class Experiment(_Part):
     embed: EmbedConfig
     finetune: FinetuneConfig = FinetuneConfig()
     fit: FitConfig = FitConfig()
+    prompt: PromptConfig = PromptConfig()
     compare: CompareConfig = CompareConfig()
     by_task: dict[str, dict[str, Any]] = {}
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
@@ -296,6 +338,15 @@ class Experiment(_Part):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_prompt(self) -> Experiment:
+        if "prompt" in self.compare.arms and self.prompt.model is None and self.prompt.endpoint is None:
+            raise ValueError(
+                "compare.arms names 'prompt', and there is nothing to ask: set prompt.model to a decoder's folder "
+                "or Hub name, or prompt.endpoint to a server such as http://127.0.0.1:8000/v1"
+            )
+        return self
+
 
 def build_experiment(settings: Mapping[str, Any], *, where: str) -> Experiment:
     """Check `settings` and return the Experiment they describe.
@@ -341,7 +392,7 @@ def _keys_beside(location: Sequence[str | int]) -> list[str]:
     """Return the keys allowed where an unknown one stood."""
     sections: dict[str, type[_Part]] = {
         "tasks": SourceConfig, "prepare": PrepareConfig, "embed": EmbedConfig, "finetune": FinetuneConfig,
-        "fit": FitConfig, "cooccurrence": CooccurrenceConfig, "compare": CompareConfig,
+        "fit": FitConfig, "cooccurrence": CooccurrenceConfig, "compare": CompareConfig, "prompt": PromptConfig,
         "transformer": TransformerView, "static": StaticView, "lexical": LexicalView,
     }  # fmt: skip
     for part in reversed(location[:-1]):

@@ -67,8 +67,12 @@ def print_results(console: Console, results: Mapping[str, Any]) -> None:
             "-" if seconds is None else f"{seconds:.1f}",
         )
     console.print(table)
+    # a prompt leaves nothing to keep, so it isn't among those the best is chosen from
+    of = " of the trained arms" if "prompt" in results["arms"] and results["best"] != "prompt" else ""
     console.print(
-        f"{results['verdict']} Best on the test rows (*): {results['best']}.\n", highlight=False, markup=False
+        f"{results['verdict']} Best{of} on the test rows (*): {results['best']}.\n",
+        highlight=False,
+        markup=False,
     )
 
 

@@ -47,14 +47,21 @@ class Finding(NamedTuple):
     advice: str = ""
 
 
-def diagnose(models: Iterable[tuple[str, str | None]] = ()) -> Iterator[Finding]:
-    """Look at versions, device, memory, disk, optional packages and the Hub, then at each model.
+def diagnose(
+    models: Iterable[tuple[str, str | None]] = (),
+    *,
+    endpoint: str | None = None,
+    endpoint_model: str | None = None,
+) -> Iterator[Finding]:
+    """Look at versions, device, memory, disk, optional packages and the Hub, then at each model and the endpoint.
 
     Parameters
     ----------
     models : iterable of (str, str or None)
         Names as `TransformerEncoder` takes them, and revisions. Only names that are neither folders nor packaged
         are asked for on the Hub. A token is used where one is set, and never shown.
+    endpoint, endpoint_model : str, optional
+        As `PromptClassifier` takes them.
     """
     yield _check_versions()
     yield _check_device()
@@ -65,6 +72,8 @@ def diagnose(models: Iterable[tuple[str, str | None]] = ()) -> Iterator[Finding]
             yield Finding(package, "note", f"not installed: {use}", f"pip install 'embedtune[{extra}]'")
     for name, revision in models:
         yield check_model(name, revision)
+    if endpoint is not None:
+        yield check_endpoint(endpoint, endpoint_model)
 
 
 def check_model(name: str, revision: str | None = None) -> Finding:
@@ -94,6 +103,17 @@ def check_model(name: str, revision: str | None = None) -> Finding:
         return Finding(what, "problem", f"the Hub can't be reached ({type(error).__name__})", advice)
     n_bytes = sum(file.size or 0 for file in info.siblings or () if file.rfilename.endswith(".safetensors"))
     return Finding(what, "ok", f"on the Hub, {n_bytes / 1e9:.1f} GB of safetensors to download")
+
+
+def check_endpoint(url: str, model: str | None = None) -> Finding:
+    """Say whether a server answers and has the model."""
+    from embedtune.prompt.endpoint import Endpoint
+
+    try:
+        found = Endpoint(url, model, timeout=10).find_model()
+    except EmbedtuneError as error:
+        return Finding(f"endpoint {url}", "problem", "can't be asked", str(error))
+    return Finding(f"endpoint {url}", "ok", f"answers, and has {found}")
 
 
 def _check_versions() -> Finding:

@@ -9,6 +9,7 @@
     ├── StoreError          (RuntimeError)  the embedding store
     ├── BundleError         (ValueError)    a bundle that can't be trusted or read
     ├── RunFolderError      (RuntimeError)  a run folder in the way
+    ├── EndpointError       (RuntimeError)  a server that is asked doesn't answer as it should
     ├── ResourceError       (RuntimeError)  disk or memory ran out
     └── MissingExtraError   (ImportError)   an optional package isn't installed
 
@@ -47,6 +48,10 @@ class BundleError(EmbedtuneError, ValueError):
 
 class RunFolderError(EmbedtuneError, RuntimeError):
     """A run folder is in use or belongs to another experiment."""
+
+
+class EndpointError(EmbedtuneError, RuntimeError):
+    """A server that is asked can't be reached, refuses, or doesn't answer as it should."""
 
 
 class ResourceError(EmbedtuneError, RuntimeError):

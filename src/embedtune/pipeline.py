@@ -16,22 +16,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedtune.assemble import build_classifier, build_encoder, read_at_test_length
+from embedtune.assemble import (
+    build_encoder,
+    build_prompt_classifier,
+)
 from embedtune.config import TransformerView
 from embedtune.data.prepare import fingerprint, prepare_splits
 from embedtune.data.sources import load_dataset
-from embedtune.data.splits import Splits, write_splits
+from embedtune.data.splits import write_splits
 from embedtune.embed.backbone import describe_backbone
-from embedtune.embed.checkpoints import hash_file, name_model
+from embedtune.embed.checkpoints import hash_file
 from embedtune.embed.precision import resolve_device
 from embedtune.evaluate.arms import ARMS, compare_arms, score_arm, write_verdict
 from embedtune.evaluate.cost import measure
 from embedtune.files import link_or_copy, replace_dir, write_json
 from embedtune.finetune.settings import check_requirements
 from embedtune.finetune.train import fine_tune, resolve_training_precision
-from embedtune.heads.probe import probe_blocks
+from embedtune.fitting import ask_decoder, fit_arm, probe_layers, require_adapters
 from embedtune.plan import (
     TUNED_ON,
+    UNKEPT,
     TaskRun,
     Training,
     adapter_dir,
@@ -41,7 +45,6 @@ from embedtune.plan import (
     arm_key,
     embed_step,
     list_faults,
-    list_head_parts,
     list_reads,
     list_scans,
     list_trainings,
@@ -49,15 +52,14 @@ from embedtune.plan import (
     list_tuned_reads,
     list_views,
     predictions_path,
-    scan_key,
     split_folds,
 )  # fmt: skip
 from embedtune.predictions import read_predictions, write_predictions
 from embedtune.report.build import build_report
 from embedtune.results import describe_environment, sum_costs
 from embedtune.runfolder import digest
-from embedtune.scan import count_scanned, draw_curve, read_embed_cost, scan_views
-from embedtune.tables import list_cells, write_test_table, write_validation_table
+from embedtune.scan import count_scanned, read_embed_cost, scan_views
+from embedtune.tables import write_test_table, write_validation_table
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +107,7 @@ def finetune(run: TaskRun) -> None:
     """Fine-tune each chosen backbone on the rows each tuned arm gives it."""
     splits = run.splits
     names = splits.label_names
-    y = _encode(splits)
+    y = splits.codes
     folds = functools.cache(lambda seed: split_folds(run, splits, seed))
     _drop_old_folds(run)
     for view in list_tuned_reads(run):
@@ -185,19 +187,24 @@ def fit(run: TaskRun) -> None:
     for arm in run.experiment.compare.arms:
 
         def compute(arm: str = arm) -> dict[str, Any]:
-            _require_adapters(run, arm)
+            require_adapters(run, arm)
             by_seed: dict[int, NDArray[np.float64]] = {}
-            cells: dict[str, Any] = {}
+            facts: dict[str, Any] = {}
             with measure() as cost:
-                for seed in run.experiment.seeds:
-                    by_seed[seed], cells[str(seed)] = _fit_arm(run, splits, arm, seed)
+                if arm == "prompt":
+                    by_seed, facts = ask_decoder(run, splits)
+                else:
+                    cells: dict[str, Any] = {}
+                    for seed in run.experiment.seeds:
+                        by_seed[seed], cells[str(seed)] = fit_arm(run, splits, arm, seed)
+                    facts = {"cells": cells}
             write_predictions(predictions_path(run, arm), splits, by_seed)
-            return {"seconds": cost.seconds, "peak_memory_bytes": cost.peak_memory_bytes, "cells": cells}
+            return {"seconds": cost.seconds, "peak_memory_bytes": cost.peak_memory_bytes, **facts}
 
         log.info("%s: fitting %s", run.task, arm)
         run.folder.run_step(f"fit.{arm}", arm_key(run, arm), compute, outputs=[predictions_path(run, arm)])
     if run.experiment.compare.probe_layers or list_scans(run):
-        _probe(run, splits)
+        probe_layers(run, splits)
 
 
 def compare(run: TaskRun) -> None:
@@ -209,7 +216,7 @@ def compare(run: TaskRun) -> None:
 
     def compute() -> dict[str, Any]:
         test = splits.rows("test")
-        y, groups = _encode(splits)[test], np.asarray(splits.groups)[test]
+        y, groups = splits.codes[test], np.asarray(splits.groups)[test]
         for arm in arms:
             run.record(f"fit.{arm}", arm_key(run, arm))
         probabilities: dict[str, Any] = {
@@ -220,11 +227,12 @@ def compare(run: TaskRun) -> None:
                 **score_arm(y, probabilities[arm], splits.label_names, groups=groups, **options),
                 "cost": _cost(run, arm),
                 "seeds": list(run.experiment.seeds),
+                **_count_unmatched(run, arm),
             }
             for arm in arms
         }
         comparisons = compare_arms(y, probabilities, groups=groups, **options)
-        contenders = [arm for arm in arms if arm != "majority"] or arms
+        contenders = [arm for arm in arms if arm not in UNKEPT] or arms
         results = {
             "schema": 1,
             "task": run.task,
@@ -243,7 +251,7 @@ def compare(run: TaskRun) -> None:
             },
             "environment": describe_environment(command=run.command, seeds=run.experiment.seeds),
         }
-        cells = {arm: run.record(f"fit.{arm}")["result"]["cells"] for arm in arms}
+        cells = {arm: run.record(f"fit.{arm}")["result"].get("cells", {}) for arm in arms}
         if any(found for by_seed in cells.values() for found in by_seed.values()):
             write_validation_table(run.path / "tables" / "validation.csv", cells)
         write_test_table(run.path / "tables" / "test.csv", scores)
@@ -271,6 +279,10 @@ def bundle(run: TaskRun) -> None:
     """Copy the best arm's classifier to ``bundle/``."""
     best = run.record("compare")["result"]["best"]
     target = run.path / "bundle"
+    if best in UNKEPT:
+        shutil.rmtree(target, ignore_errors=True)
+        log.info("%s: no bundle, as the arm '%s' leaves no classifier to keep", run.task, best)
+        return
 
     def compute() -> dict[str, Any]:
         with replace_dir(target) as scratch:
@@ -302,6 +314,8 @@ def run_stages(run: TaskRun, *, first: str = "prepare", last: str = "bundle", re
             run.folder.forget(name)
     if set(chosen) - {"prepare", "compare", "report", "bundle"}:
         _check_views(run)
+    if "fit" in chosen and "prompt" in run.experiment.compare.arms:
+        _check_prompt(run)
     for name in chosen:
         log.info("%s: %s", run.task, name)
         STAGES[name](run)
@@ -321,88 +335,11 @@ def _check_views(run: TaskRun) -> None:
         resolve_training_precision(settings.precision, device)
 
 
-def _require_adapters(run: TaskRun, arm: str) -> None:
-    """Make sure the arm's backbones were fine-tuned with the present settings."""
-    for view in list_tuned_reads(run, arm) if arm in TUNED_ON else []:
-        for seed in run.experiment.seeds:
-            for training in list_trainings(run, arm):
-                step = adapter_step(view.model, training, seed)
-                run.record(step, adapter_key(run, view, training, seed))
-
-
-def _fit_arm(
-    run: TaskRun, splits: Splits, arm: str, seed: int
-) -> tuple[NDArray[np.float64], list[dict[str, Any]]]:
-    """Train one arm with one seed.
-
-    Returns
-    -------
-    probabilities : ndarray of shape (n_test, n_labels)
-        On the test rows.
-    cells : list of dict
-        The settings its head tried.
-    """
-    rows = splits.rows(*list_head_parts(run.experiment, arm))
-    test = splits.rows("test")
-    if arm == "majority":
-        shares = np.bincount(_encode(splits)[rows], minlength=len(splits.label_names)) / len(rows)
-        return np.tile(shares, (len(test), 1)), []
-    classifier = build_classifier(run, arm, seed)
-    if arm != "end-to-end":
-        chooses_on_test = arm != "floor" and run.experiment.fit.choose_rows == "test"
-        classifier.fit(
-            *_take(splits, rows),
-            groups=[splits.groups[i] for i in rows],
-            validation=_take(splits, test) if chooses_on_test else None,
-        )
-    reader = read_at_test_length(run, classifier)
-    probabilities = reader.predict_proba(_take(splits, test)[0])
-    if seed == run.experiment.seeds[0]:
-        classifier.save(arm_dir(run, arm), notes={"task": run.task, "arm": arm, "seed": seed})
-    return probabilities, list_cells(classifier.head_)
-
-
-def _take(splits: Splits, rows: NDArray[np.int64]) -> tuple[list[str], list[str]]:
-    """Return the texts and labels of some rows."""
-    return [splits.texts[i] for i in rows], [splits.labels[i] for i in rows]
-
-
-def _probe(run: TaskRun, splits: Splits) -> None:
-    """Write probes.json: how well each layer separates the labels, cross-validated inside the train rows."""
-    rows = splits.rows("train")
-    texts = [splits.texts[i] for i in rows]
-    y, groups = _encode(splits)[rows], np.asarray(splits.groups)[rows]
-    seed = run.experiment.seeds[0]
-    training = Training(TUNED_ON["tuned"])
-    settings = run.experiment.compare
-    is_tuned = settings.probe_layers and "tuned" in settings.arms
-    tuned = {view.model for view in list_tuned_reads(run)} if is_tuned else set()
-    scans = list_scans(run)
-
-    def compute() -> dict[str, Any]:
-        curves = []
-        for view in list_reads(run) if settings.probe_layers else scans:
-            for state in ("frozen", "tuned") if view.model in tuned else ("frozen",):
-                adapter = adapter_dir(run, view.model, training, seed) if state == "tuned" else None
-                if view.model_copy(update={"layers": "all"}) in scans:
-                    curves.append(draw_curve(run, view, adapter=adapter))
-                    continue
-                encoder = build_encoder(run, view, adapter=adapter)
-                X = encoder.transform(texts)
-                scores = probe_blocks(X, y, widths=encoder.widths_, groups=groups, random_state=seed)
-                name = name_model(view.model)
-                curves.append(
-                    {"view": name, "adapter": state, "layers": list(encoder.layers_), "scores": scores}
-                )
-        write_json(run.path / "probes.json", {"metric": "macro_f1", "curves": curves})
-        return {}
-
-    keys = [adapter_key(run, view, training, seed) for view in list_tuned_reads(run) if view.model in tuned]
-    scan_keys = [scan_key(run, view) for view in scans]
-    key = digest(
-        run.record("prepare")["key"], [view.model_dump() for view in list_reads(run)], keys, *scan_keys
-    )
-    run.folder.run_step("fit.probe", key, compute, outputs=[run.path / "probes.json"])
+def _check_prompt(run: TaskRun) -> None:
+    """Refuse a model or server that can't be asked, unless it has been."""
+    asked, prepared = run.folder.read_record("fit.prompt"), run.folder.read_record("prepare")
+    if asked is None or prepared is None or asked["key"] != arm_key(run, "prompt"):
+        build_prompt_classifier(run, run.experiment.seeds[0]).check()
 
 
 def _extract(
@@ -444,6 +381,9 @@ def _cost(run: TaskRun, arm: str) -> dict[str, Any]:
     fitted = [run.record(f"fit.{arm}")["result"]]
     if arm in ("majority", "floor"):
         return sum_costs(fit=fitted)
+    if arm == "prompt":
+        measured = {name: fitted[0][name] for name in ("rows_per_second", "total_parameters")}
+        return {**sum_costs(fit=fitted), **measured}
     frozen = [read_embed_cost(run, view) for view in list_reads(run)]
     if ARMS[arm].backbones == "frozen":
         return sum_costs(fit=fitted, embed=frozen)
@@ -458,8 +398,6 @@ def _cost(run: TaskRun, arm: str) -> dict[str, Any]:
     return sum_costs(fit=fitted, embed=read, finetune=tuned, n_seeds=len(run.experiment.seeds))
 
 
-def _encode(splits: Splits) -> NDArray[np.int64]:
-    """Return labels as numbers into the sorted label names."""
-    return np.searchsorted(
-        np.asarray(splits.label_names, dtype=object), np.asarray(splits.labels, dtype=object)
-    ).astype(np.int64)
+def _count_unmatched(run: TaskRun, arm: str) -> dict[str, int]:
+    n = run.record(f"fit.{arm}")["result"].get("unmatched_answers")
+    return {} if n is None else {"unmatched_answers": n}

@@ -26,7 +26,14 @@ ARM_ROWS: Mapping[str, tuple[str, ...]] = {
     "tuned": ("train",),
     "tuned+": ("tune", "train"),
     "end-to-end": ("tune", "train"),
+    "prompt": ("tune", "train"),
 }
+
+#: Arms that leave no classifier to keep: the best one, which becomes the bundle, is chosen among the others.
+UNKEPT = ("majority", "prompt")
+
+#: Settings of the arm `prompt` that say how it asks, and not what comes of it.
+_MANNERS = {"batch_tokens", "n_parallel", "timeout"}
 
 #: Which parts' labels an arm's backbones are fine-tuned on.
 TUNED_ON: Mapping[str, tuple[str, ...]] = {
@@ -218,8 +225,9 @@ def split_folds(run: TaskRun, splits: Splits, seed: int) -> list[tuple[NDArray[n
 
     n_folds = run.experiment.finetune.n_folds
     rows = splits.rows(*TUNED_ON["tuned+"])
-    y = np.unique(np.array(splits.labels)[rows], return_inverse=True)[1]
-    folds = assign_folds(y, groups=np.array(splits.groups)[rows], n_folds=n_folds, random_state=seed)
+    folds = assign_folds(
+        splits.codes[rows], groups=np.array(splits.groups)[rows], n_folds=n_folds, random_state=seed
+    )
     if len(folds) < n_folds:
         raise DataError(
             f"{len(rows)} rows of tune and train make {len(folds)} folds, not {n_folds}: set finetune.n_folds to "
@@ -274,7 +282,10 @@ def arm_key(run: TaskRun, arm: str) -> str:
     """Digest all that an arm's predictions depend on."""
     experiment = run.experiment
     parts: list[Any] = [run.record("prepare")["key"], arm, experiment.seeds]
-    if arm not in ("majority", "end-to-end"):
+    if arm == "prompt":
+        parts.append(experiment.prompt.model_dump(exclude=_MANNERS))
+        parts.append([experiment.embed.precision, experiment.embed.device])
+    elif arm not in ("majority", "end-to-end"):
         unused = set() if experiment.fit.head == "cooccurrence" else {"cooccurrence"}
         parts.append(experiment.fit.model_dump(exclude=unused))
     if arm in ("frozen", "frozen+", "tuned", "tuned+"):

@@ -96,7 +96,7 @@ def count_scanned(run: TaskRun, view: TransformerView) -> int:
 
 def _choose_pilot(run: TaskRun, splits: Splits) -> NDArray[np.int64]:
     rows = splits.rows("train")
-    y, groups = _number_labels(splits)[rows], np.asarray(splits.groups)[rows]
+    y, groups = splits.codes[rows], np.asarray(splits.groups)[rows]
     chosen: NDArray[np.int64] = rows[
         subsample_rows(y, groups=groups, n_rows=N_PILOT, random_state=run.experiment.seeds[0])
     ]
@@ -109,13 +109,9 @@ def _probe(run: TaskRun, splits: Splits, encoder: TransformerEncoder, rows: NDAr
     with threadpool_limits(limits=1):
         return scan_layers(
             X,
-            _number_labels(splits)[rows],
+            splits.codes[rows],
             widths=encoder.widths_,
             n_together=N_AUTOMATIC,
             groups=np.asarray(splits.groups)[rows],
             random_state=run.experiment.seeds[0],
         )
-
-
-def _number_labels(splits: Splits) -> NDArray[np.int64]:
-    return np.unique(np.array(splits.labels), return_inverse=True)[1].astype(np.int64)

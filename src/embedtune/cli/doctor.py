@@ -28,7 +28,14 @@ def check_machine(
     with report_errors(debug):
         experiment = build_experiment(read_recipe(recipe).resolve(), where=f"recipe {recipe}")
         views = [view for view in experiment.embed.views.values() if isinstance(view, TransformerView)]
-        findings = list(diagnose(dict.fromkeys((view.model, view.revision) for view in views)))
+        models = [(view.model, view.revision) for view in views]
+        endpoint = endpoint_model = None
+        if "prompt" in experiment.compare.arms:
+            prompt = experiment.prompt
+            endpoint, endpoint_model = prompt.endpoint, prompt.model
+            if endpoint is None and prompt.model is not None:
+                models.append((prompt.model, prompt.revision))
+        findings = list(diagnose(dict.fromkeys(models), endpoint=endpoint, endpoint_model=endpoint_model))
     table = Table("", "", "found", "what to do")
     for finding in findings:
         table.add_row(finding.state, *map(escape, (finding.what, finding.found, finding.advice)))

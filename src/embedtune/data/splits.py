@@ -46,6 +46,11 @@ class Splits:
         """The distinct labels, sorted."""
         return tuple(sorted(set(self.labels)))
 
+    @property
+    def codes(self) -> npt.NDArray[np.int64]:
+        """The labels as numbers into `label_names`, int64."""
+        return np.unique(np.array(self.labels, dtype=object), return_inverse=True)[1].astype(np.int64)
+
     def rows(self, *parts: str) -> npt.NDArray[np.int64]:
         """Return the indices of the given parts' rows, ascending, int64."""
         return np.flatnonzero(np.isin(np.array(self.part, dtype=object), parts)).astype(np.int64)

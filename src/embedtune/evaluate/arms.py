@@ -36,7 +36,7 @@ class Arm(NamedTuple):
     title : str
         What people read.
     backbones : str
-        ``"none"``, ``"frozen"`` or ``"tuned"``.
+        ``"none"``, ``"frozen"``, ``"tuned"`` or ``"prompted"``.
     trained_on : str
         The rows whose labels it has seen.
     question : str
@@ -84,6 +84,13 @@ ARMS: dict[str, Arm] = {
             "tune + train",
             "What does the usual recipe, everything fine-tuned at once, score?",
         ),
+        Arm(
+            "prompt",
+            "A decoder asked for the label",
+            "prompted",
+            "those of the examples in its prompt",
+            "Would asking a language model, without training anything, do as well?",
+        ),
     )
 }
 
@@ -96,6 +103,7 @@ PAIRS = (
     ("end-to-end", "floor"),
     ("frozen+", "floor"),
     ("frozen+", "frozen"),
+    ("frozen+", "prompt"),
 )
 
 

@@ -1,0 +1,153 @@
+"""The fit stage's work: training one arm, asking a decoder, probing layers."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedtune.assemble import build_classifier, build_encoder, build_prompt_classifier, read_at_test_length
+from embedtune.data.splits import Splits
+from embedtune.embed.checkpoints import name_model
+from embedtune.files import write_json
+from embedtune.heads.probe import probe_blocks
+from embedtune.plan import (
+    ARM_ROWS,
+    TUNED_ON,
+    TaskRun,
+    Training,
+    adapter_dir,
+    adapter_key,
+    adapter_step,
+    arm_dir,
+    list_head_parts,
+    list_reads,
+    list_scans,
+    list_trainings,
+    list_tuned_reads,
+    scan_key,
+)
+from embedtune.runfolder import digest
+from embedtune.scan import draw_curve
+from embedtune.tables import list_cells
+
+log = logging.getLogger(__name__)
+
+
+def require_adapters(run: TaskRun, arm: str) -> None:
+    """Make sure the arm's backbones were fine-tuned with the present settings."""
+    for view in list_tuned_reads(run, arm) if arm in TUNED_ON else []:
+        for seed in run.experiment.seeds:
+            for training in list_trainings(run, arm):
+                step = adapter_step(view.model, training, seed)
+                run.record(step, adapter_key(run, view, training, seed))
+
+
+def fit_arm(
+    run: TaskRun, splits: Splits, arm: str, seed: int
+) -> tuple[NDArray[np.float64], list[dict[str, Any]]]:
+    """Train one arm with one seed.
+
+    Returns
+    -------
+    probabilities : ndarray of shape (n_test, n_labels)
+        On the test rows.
+    cells : list of dict
+        The settings its head tried.
+    """
+    rows = splits.rows(*list_head_parts(run.experiment, arm))
+    test = splits.rows("test")
+    if arm == "majority":
+        shares = np.bincount(splits.codes[rows], minlength=len(splits.label_names)) / len(rows)
+        return np.tile(shares, (len(test), 1)), []
+    classifier = build_classifier(run, arm, seed)
+    if arm != "end-to-end":
+        chooses_on_test = arm != "floor" and run.experiment.fit.choose_rows == "test"
+        classifier.fit(
+            *_take(splits, rows),
+            groups=[splits.groups[i] for i in rows],
+            validation=_take(splits, test) if chooses_on_test else None,
+        )
+    reader = read_at_test_length(run, classifier)
+    probabilities = reader.predict_proba(_take(splits, test)[0])
+    if seed == run.experiment.seeds[0]:
+        classifier.save(arm_dir(run, arm), notes={"task": run.task, "arm": arm, "seed": seed})
+    return probabilities, list_cells(classifier.head_)
+
+
+def _take(splits: Splits, rows: NDArray[np.int64]) -> tuple[list[str], list[str]]:
+    """Return the texts and labels of some rows."""
+    return [splits.texts[i] for i in rows], [splits.labels[i] for i in rows]
+
+
+def ask_decoder(run: TaskRun, splits: Splits) -> tuple[dict[int, NDArray[np.float64]], dict[str, Any]]:
+    """Ask about the test rows with each seed's examples, once for all seeds where none are shown.
+
+    Returns
+    -------
+    by_seed : dict of int to ndarray of shape (n_test, n_labels)
+    facts : dict
+        ``rows_per_second``, ``total_parameters`` (None for a server) and ``unmatched_answers``.
+    """
+    rows, test = splits.rows(*ARM_ROWS["prompt"]), splits.rows("test")
+    texts, labels = [splits.texts[i] for i in rows], [splits.labels[i] for i in rows]
+    seeds = run.experiment.seeds if run.experiment.prompt.n_examples else run.experiment.seeds[:1]
+    by_seed: dict[int, NDArray[np.float64]] = {}
+    asked = []
+    for seed in seeds:
+        classifier = build_prompt_classifier(run, seed, labels=splits.label_names).fit(texts, labels)
+        by_seed[seed] = classifier.predict_proba([splits.texts[i] for i in test])
+        asked.append(classifier)
+    n_unmatched = sum(one.last_n_unmatched_ for one in asked)
+    n_asked, seconds = sum(one.last_n_asked_ for one in asked), sum(one.last_seconds_ for one in asked)
+    if n_unmatched:
+        log.warning(
+            "%s: %d of %d answers to the prompt named no label; their rows count as undecided",
+            run.task, n_unmatched, n_asked,
+        )  # fmt: skip
+    facts = {
+        "rows_per_second": n_asked / seconds if seconds else None,
+        "total_parameters": asked[0].n_parameters_,
+        "unmatched_answers": n_unmatched,
+    }
+    return {seed: by_seed.get(seed, by_seed[seeds[0]]) for seed in run.experiment.seeds}, facts
+
+
+def probe_layers(run: TaskRun, splits: Splits) -> None:
+    """Write probes.json: how well each layer separates the labels, cross-validated inside the train rows."""
+    rows = splits.rows("train")
+    texts = [splits.texts[i] for i in rows]
+    y, groups = splits.codes[rows], np.asarray(splits.groups)[rows]
+    seed = run.experiment.seeds[0]
+    training = Training(TUNED_ON["tuned"])
+    settings = run.experiment.compare
+    is_tuned = settings.probe_layers and "tuned" in settings.arms
+    tuned = {view.model for view in list_tuned_reads(run)} if is_tuned else set()
+    scans = list_scans(run)
+
+    def compute() -> dict[str, Any]:
+        curves = []
+        for view in list_reads(run) if settings.probe_layers else scans:
+            for state in ("frozen", "tuned") if view.model in tuned else ("frozen",):
+                adapter = adapter_dir(run, view.model, training, seed) if state == "tuned" else None
+                if view.model_copy(update={"layers": "all"}) in scans:
+                    curves.append(draw_curve(run, view, adapter=adapter))
+                    continue
+                encoder = build_encoder(run, view, adapter=adapter)
+                X = encoder.transform(texts)
+                scores = probe_blocks(X, y, widths=encoder.widths_, groups=groups, random_state=seed)
+                name = name_model(view.model)
+                curves.append(
+                    {"view": name, "adapter": state, "layers": list(encoder.layers_), "scores": scores}
+                )
+        write_json(run.path / "probes.json", {"metric": "macro_f1", "curves": curves})
+        return {}
+
+    keys = [adapter_key(run, view, training, seed) for view in list_tuned_reads(run) if view.model in tuned]
+    scan_keys = [scan_key(run, view) for view in scans]
+    key = digest(
+        run.record("prepare")["key"], [view.model_dump() for view in list_reads(run)], keys, *scan_keys
+    )
+    run.folder.run_step("fit.probe", key, compute, outputs=[run.path / "probes.json"])
