@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from decoder_cases import build_decoder
-from embedtune.config import FinetuneConfig, FinetuneSettings, build_experiment
+from embedtune.config import FinetuneSettings, build_experiment
 from embedtune.embed.encoder import TransformerEncoder
 from embedtune.embed.quiet import hush_libraries
 from embedtune.embed.tokens import pick_pad_id
@@ -28,6 +28,7 @@ from embedtune.finetune.saved import FineTuned, read_finetuned
 from embedtune.finetune.train import fine_tune
 from embedtune.progress import Bar, use_progress
 from embedtune.prompt.template import INSTRUCTION, render_answer, render_prompt, write_messages
+from embedtune.recipe import read_recipe
 from finetune_child import WORDS, main, make_rows
 from test_finetune_resume import read_results, run_child
 from tiny_models import build_tiny_llama
@@ -456,33 +457,16 @@ def test_missing_package_tells_the_pip_line(
     assert str(caught.value) == message
 
 
-#: What the capstone trains LLaMA-2 with; see docs/recipes.md.
-CAPSTONE = {
-    "objective": "instruction",
-    "method": "lora",
-    "quantization": "nf4",
-    "precision": "float16",
-    "lora_rank": 64,
-    "lora_alpha": 16,
-    "dropout": 0.1,
-    "epochs": 1,
-    "batch_size": 4,
-    "learning_rate": 2.0e-4,
-    "scheduler": "cosine",
-    "warmup_fraction": 0.03,
-    "weight_decay": 0.001,
-    "max_grad_norm": 0.3,
-    "optimizer": "paged_adamw",
-    "gradient_checkpointing": True,
-}
-
-
-def test_capstones_settings_can_be_said_in_a_recipe_and_reach_the_trainer(
+def test_capstones_settings_for_llama_reach_the_trainer(
     llama: Path, tmp_path: Path, trainers: list[Any]
 ) -> None:
-    config = FinetuneConfig.model_validate({"by_backbone": {"llama": CAPSTONE}})
-    settings = config.of("llama").model_dump()
-    assert {name: settings[name] for name in CAPSTONE} == CAPSTONE
+    recipe = build_experiment(read_recipe("capstone").resolve(), where="recipe capstone")
+    settings = recipe.finetune.of("meta-llama/Llama-2-7b-chat-hf").model_dump(exclude_none=True)
+    assert (settings["quantization"], settings["optimizer"], settings["precision"]) == (
+        "nf4",
+        "paged_adamw",
+        "float16",
+    )
     # A CPU has neither pages nor float16.
     tune(llama, tmp_path / "out", **{**settings, "optimizer": "adamw", "precision": "float32"})
     arguments = trainers[0].args
@@ -492,15 +476,6 @@ def test_capstones_settings_can_be_said_in_a_recipe_and_reach_the_trainer(
     assert arguments.gradient_checkpointing and arguments.completion_only_loss
     adapters = trainers[0].tuned.peft_config["default"]
     assert (adapters.r, adapters.lora_alpha, adapters.lora_dropout) == (64, 16, 0.1)
-
-
-def test_documented_settings_are_the_capstones() -> None:
-    import yaml
-
-    page = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
-    start = page.index("    finetune:\n      by_backbone:")
-    shown = yaml.safe_load(page[start : page.index("\n\n", start)])
-    assert shown["finetune"]["by_backbone"] == {"meta-llama/Llama-2-7b-chat-hf": CAPSTONE}
 
 
 def test_defaults_of_config_and_library_agree() -> None:
