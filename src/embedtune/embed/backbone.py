@@ -208,6 +208,12 @@ def load_backbone(
         return _loaded[key]
 
 
+def release_backbones() -> None:
+    """Let go of the backbones kept for the next encoder, so that something else fits into memory."""
+    with _lock:
+        _loaded.clear()
+
+
 def resolve_layers(
     layers: int | str | Sequence[int], n_layers: int, *, name: str = "the backbone"
 ) -> tuple[int, ...]:

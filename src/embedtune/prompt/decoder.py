@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import threading
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import torch
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
-from embedtune.embed.backbone import Description, describe_backbone
+from embedtune.embed.backbone import Description, describe_backbone, release_backbones
 from embedtune.embed.loading import explain
 from embedtune.embed.precision import resolve_device, resolve_precision
 from embedtune.embed.quiet import hush_libraries
@@ -136,12 +137,10 @@ def _load(description: Description, precision: str, device: str, trust_remote_co
             "give one that was saved with its language-model head."
         )
     try:
-        model.to(torch.device(device)).eval().requires_grad_(False)
-    except torch.OutOfMemoryError as error:
-        raise ResourceError(
-            f"'{name}' in {precision} does not fit into the memory of {device}: "
-            "set precision to bfloat16 or float16, or device to cpu."
-        ) from error
+        model = _move(model, device)
+    except torch.OutOfMemoryError:
+        model = _move_alone(name, model, precision, device)
+    model.eval().requires_grad_(False)
     accepted = inspect.signature(model.forward).parameters
     # `past_key_values` became `cache` in the course of transformers 5
     names = [one for one in ("cache", "past_key_values") if one in accepted]
@@ -155,3 +154,22 @@ def _load(description: Description, precision: str, device: str, trust_remote_co
         takes_positions="position_ids" in accepted,
         keeps_logits="logits_to_keep" in accepted,
     )
+
+
+def _move(model: Any, device: str) -> Any:
+    return model.to(torch.device(device))
+
+
+def _move_alone(name: str, model: Any, precision: str, device: str) -> Any:
+    """Try again after the encoders' backbones have left the device: a run may read with the model it asks."""
+    release_backbones()
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    try:
+        return _move(model, device)
+    except torch.OutOfMemoryError as error:
+        raise ResourceError(
+            f"'{name}' in {precision} does not fit into the memory of {device}: "
+            "set precision to bfloat16 or float16, or device to cpu."
+        ) from error
