@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from sklearn.base import clone
 from typer.testing import CliRunner
 
@@ -22,7 +24,7 @@ from embedtune.prompt.examples import choose_examples
 from embedtune.prompt.likelihood import rate_answers, score_answers
 from embedtune.prompt.questions import encode_questions
 from embedtune.prompt.template import render_prompt, write_messages
-from prompt_server import Response, StubServer, complete, serve
+from prompt_server import Response, complete, serve
 from run_cases import write_recipe, write_rows
 
 TEXTS = ["gold rose", "gold fell", "oil rose", "oil fell", "sales rose", "sales fell"]
@@ -105,20 +107,14 @@ def test_wording_takes_the_labels_place(tiny_llama: Path) -> None:
 
 
 def test_long_texts_keep_the_prompts_end(tiny_llama: Path) -> None:
-    classifier = make(tiny_llama, max_length=8, n_examples=1).fit(
-        ["gold rose " * 99, "oil fell"], ["up", "down"]
-    )
-    long, cut = classifier.predict_proba(
-        ["sales rose in the north and so on " * 99, "sales rose in the north"]
-    )
-    assert np.isfinite(long).all()
+    texts = ["gold rose " * 99, "oil fell " * 99]
+    shown = make(tiny_llama, max_length=8, n_examples=2).fit(texts, ["up", "down"])
+    assert np.isfinite(shown.predict_proba(["sales rose in the north and so on " * 99])).all()
     decoder = load_decoder(tiny_llama, precision="float32", device="cpu")
     text = "sales rose in the north and so on"
     n = len(decoder.tokenizer(text, add_special_tokens=False)["input_ids"])
-    assert n > 8
     long, whole = make(tiny_llama, max_length=n).fit(TEXTS, LABELS).predict_proba([f"{text} " * 99, text])
     np.testing.assert_array_equal(long, whole)
-    assert not np.allclose(long, cut)
 
 
 def test_prompt_beyond_the_models_positions_is_refused(tiny_llama: Path) -> None:
@@ -190,14 +186,8 @@ def recipe(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = {
         "compare": {"n_resamples": 100, "arms": ["majority", "frozen+", "prompt"], "probe_layers": False}
     }
-    path.write_text(json.dumps({**json.loads(json.dumps(_read(path))), **settings}), encoding="utf-8")
+    path.write_text(json.dumps({**yaml.safe_load(path.read_text()), **settings}), encoding="utf-8")
     return path
-
-
-def _read(path: Path) -> Any:
-    import yaml
-
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -253,8 +243,6 @@ def test_run_shows_each_seed_its_own_training_rows(finished: Path, tiny_llama: P
 def test_changed_prompt_redoes_its_own_fit_only(
     recipe: Path, finished: Path, tiny_llama: Path, tmp_path: Path, setting: str, redone: bool
 ) -> None:
-    import shutil
-
     out = tmp_path / "run"
     shutil.copytree(finished, out)
     before = list_times(out)
@@ -353,24 +341,20 @@ def test_finished_run_does_not_need_its_server(recipe: Path, tmp_path: Path) -> 
     assert result.exit_code == 0, result.output
 
 
-def diagnose(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("COLUMNS", "400")
-    return str(call("doctor", recipe).output)
-
-
 def test_doctor_looks_for_whom_the_prompt_asks(
     recipe: Path, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "mine.yaml"
-    settings = _read(recipe)
+    settings = yaml.safe_load(recipe.read_text())
+    monkeypatch.setenv("COLUMNS", "400")
 
     def ask(**prompt: str) -> str:
         path.write_text(json.dumps({**settings, "prompt": prompt}), encoding="utf-8")
-        return " ".join(diagnose(path, monkeypatch).split())
+        return " ".join(call("doctor", path).output.split())
 
-    server: StubServer
     with serve(answer) as server:
         assert "answers, and has tiny" in ask(endpoint=server.url)
         assert "has no model 'other': it has tiny." in ask(endpoint=server.url, model="other")
     assert "can't be asked" in ask(endpoint=server.url)
     assert f"model {tiny_llama}" in ask(model=str(tiny_llama))
+    assert "is no decoder" in ask(model=settings["embed"]["views"]["bert"]["model"])

@@ -114,6 +114,14 @@ def test_retry_after_may_be_a_date() -> None:
     ]
 
 
+def test_failed_request_ends_the_others_pauses() -> None:
+    def respond(content: dict[str, Any], number: int) -> Response:
+        return (429, {}, {"Retry-After": "60"}) if number == 1 else (404, {}, {})
+
+    with serve(respond) as server, pytest.raises(EndpointError, match="answers 404"):
+        Endpoint(server.url, n_parallel=2).ask(HELLO * 2, max_tokens=4)
+
+
 def test_server_that_stays_busy_is_given_up() -> None:
     with serve(lambda content, number: (429, {"error": {"message": "slow down"}}, {})) as server:
         with pytest.raises(EndpointError) as caught:

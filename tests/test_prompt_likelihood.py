@@ -28,7 +28,10 @@ from transformers import (
     MistralForCausalLM,
 )
 
+from embedtune.embed import backbone
+from embedtune.embed.backbone import load_backbone
 from embedtune.errors import BackboneError, ConfigError, ResourceError
+from embedtune.prompt import decoder as prompt_decoder
 from embedtune.prompt import likelihood
 from embedtune.prompt.decoder import Decoder, describe_decoder, load_decoder
 from embedtune.prompt.likelihood import rate_answers, score_answers
@@ -322,6 +325,33 @@ def test_prompt_larger_than_memory_says_what_to_set(
     assert str(caught.value) == (
         f"a prompt of {len(questions[0].context)} tokens does not fit into the memory of cpu: "
         "set max_length or n_examples lower, precision to bfloat16, or device to cpu."
+    )
+
+
+def test_decoder_takes_the_place_of_kept_backbones(
+    tiny_llama: Path, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copy_model(tiny_llama, tmp_path / "m")
+    load_backbone(tiny_bert, device="cpu")
+    move = prompt_decoder._move
+
+    def move_if_alone(model: Any, device: str) -> Any:
+        if backbone._loaded:
+            raise torch.OutOfMemoryError
+        return move(model, device)
+
+    monkeypatch.setattr(prompt_decoder, "_move", move_if_alone)
+    assert load_decoder(folder, device="cpu").model_id == "m"
+
+    def never(model: Any, device: str) -> Any:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(prompt_decoder, "_move", never)
+    with pytest.raises(ResourceError) as caught:
+        load_decoder(tiny_llama, precision="float32", device="cpu")
+    assert str(caught.value) == (
+        f"'{tiny_llama.name}' in float32 does not fit into the memory of cpu: "
+        "set precision to bfloat16 or float16, or device to cpu."
     )
 
 

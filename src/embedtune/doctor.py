@@ -47,21 +47,14 @@ class Finding(NamedTuple):
     advice: str = ""
 
 
-def diagnose(
-    models: Iterable[tuple[str, str | None]] = (),
-    *,
-    endpoint: str | None = None,
-    endpoint_model: str | None = None,
-) -> Iterator[Finding]:
-    """Look at versions, device, memory, disk, optional packages and the Hub, then at each model and the endpoint.
+def diagnose(models: Iterable[tuple[str, str | None]] = ()) -> Iterator[Finding]:
+    """Look at versions, device, memory, disk, optional packages and the Hub, then at each model.
 
     Parameters
     ----------
     models : iterable of (str, str or None)
         Names as `TransformerEncoder` takes them, and revisions. Only names that are neither folders nor packaged
         are asked for on the Hub. A token is used where one is set, and never shown.
-    endpoint, endpoint_model : str, optional
-        As `PromptClassifier` takes them.
     """
     yield _check_versions()
     yield _check_device()
@@ -72,8 +65,6 @@ def diagnose(
             yield Finding(package, "note", f"not installed: {use}", f"pip install 'embedtune[{extra}]'")
     for name, revision in models:
         yield check_model(name, revision)
-    if endpoint is not None:
-        yield check_endpoint(endpoint, endpoint_model)
 
 
 def check_model(name: str, revision: str | None = None) -> Finding:
@@ -105,15 +96,29 @@ def check_model(name: str, revision: str | None = None) -> Finding:
     return Finding(what, "ok", f"on the Hub, {n_bytes / 1e9:.1f} GB of safetensors to download")
 
 
-def check_endpoint(url: str, model: str | None = None) -> Finding:
-    """Say whether a server answers and has the model."""
-    from embedtune.prompt.endpoint import Endpoint
+def check_prompt(model: str | None, *, endpoint: str | None = None, revision: str | None = None) -> Finding:
+    """Say whether a prompt can be asked: of a server that answers and has the model, or of a model that is a decoder.
 
-    try:
-        found = Endpoint(url, model, timeout=10).find_model()
-    except EmbedtuneError as error:
-        return Finding(f"endpoint {url}", "problem", "can't be asked", str(error))
-    return Finding(f"endpoint {url}", "ok", f"answers, and has {found}")
+    Parameters are those of `PromptClassifier`.
+    """
+    if endpoint is not None:
+        from embedtune.prompt.endpoint import Endpoint
+
+        try:
+            served = Endpoint(endpoint, model, timeout=10).find_model()
+        except EmbedtuneError as error:
+            return Finding(f"endpoint {endpoint}", "problem", "can't be asked", str(error))
+        return Finding(f"endpoint {endpoint}", "ok", f"answers, and has {served}")
+    assert model is not None
+    finding = check_model(model, revision)
+    if finding.state == "ok" and isinstance(resolve_model(model), Path):
+        from embedtune.prompt.decoder import describe_decoder
+
+        try:
+            describe_decoder(model)
+        except EmbedtuneError as error:
+            return Finding(finding.what, "problem", "can't be asked", str(error))
+    return finding
 
 
 def _check_versions() -> Finding:

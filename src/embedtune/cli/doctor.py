@@ -22,20 +22,16 @@ def check_machine(
 
     from embedtune.config import TransformerView, build_experiment
     from embedtune.console import make_console
-    from embedtune.doctor import diagnose
+    from embedtune.doctor import check_prompt, diagnose
     from embedtune.recipe import read_recipe
 
     with report_errors(debug):
         experiment = build_experiment(read_recipe(recipe).resolve(), where=f"recipe {recipe}")
         views = [view for view in experiment.embed.views.values() if isinstance(view, TransformerView)]
-        models = [(view.model, view.revision) for view in views]
-        endpoint = endpoint_model = None
+        findings = list(diagnose(dict.fromkeys((view.model, view.revision) for view in views)))
         if "prompt" in experiment.compare.arms:
             prompt = experiment.prompt
-            endpoint, endpoint_model = prompt.endpoint, prompt.model
-            if endpoint is None and prompt.model is not None:
-                models.append((prompt.model, prompt.revision))
-        findings = list(diagnose(dict.fromkeys(models), endpoint=endpoint, endpoint_model=endpoint_model))
+            findings.append(check_prompt(prompt.model, endpoint=prompt.endpoint, revision=prompt.revision))
     table = Table("", "", "found", "what to do")
     for finding in findings:
         table.add_row(finding.state, *map(escape, (finding.what, finding.found, finding.advice)))

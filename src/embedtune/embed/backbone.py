@@ -252,6 +252,12 @@ def check_device_map(device_map: str | None, device: str) -> None:
         )
 
 
+def release_backbones() -> None:
+    """Let go of the backbones kept for the next encoder, so that something else fits into memory."""
+    with _lock:
+        _loaded.clear()
+
+
 def resolve_layers(
     layers: int | str | Sequence[int], n_layers: int, *, name: str = "the backbone"
 ) -> tuple[int, ...]:

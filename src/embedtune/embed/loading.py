@@ -94,9 +94,13 @@ def load_weights(
     missing = sorted(report["missing_keys"])
     needed = [key for key in missing if not key.startswith("pooler.")]
     if needed:
+        advice = (
+            "give one that was saved with its language-model head"
+            if causal
+            else "it is incomplete or of another architecture; save it again with save_pretrained"
+        )
         raise BackboneError(
-            f"the checkpoint of '{name}' lacks {len(needed)} weights, {needed[0]} first: "
-            "it is incomplete or of another architecture; save it again with save_pretrained."
+            f"the checkpoint of '{name}' lacks {len(needed)} weights, {needed[0]} first: {advice}."
         )
     if lora is not None:
         model = _put_lora(name, model, lora, merge=quantization is None)

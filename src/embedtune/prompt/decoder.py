@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import threading
 from dataclasses import dataclass, field
@@ -9,13 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
-from embedtune.embed.backbone import Description, describe_backbone
-from embedtune.embed.loading import explain
-from embedtune.embed.precision import resolve_device, resolve_precision
-from embedtune.embed.quiet import hush_libraries
+from embedtune.embed.backbone import Description, describe_backbone, release_backbones
+from embedtune.embed.loading import load_weights
+from embedtune.embed.precision import resolve_compute, resolve_device, resolve_precision
+from embedtune.embed.quantization import (
+    QUANTIZED,
+    count_weights,
+    make_quantization,
+    place_quantized,
+    settle_on_cpu,
+)
 from embedtune.errors import BackboneError, ResourceError
 
 
@@ -120,38 +126,55 @@ def load_decoder(
 
 
 def _load(description: Description, precision: str, device: str, trust_remote_code: bool) -> Decoder:
-    name, source = description.model_id, description.source
-    with hush_libraries(keep_bars=isinstance(source, str)), explain(name, source):
-        loader: Any = transformers.AutoModelForCausalLM
-        model, report = loader.from_pretrained(
-            source,
-            revision=description.revision or "main",
-            trust_remote_code=trust_remote_code,
-            dtype=getattr(torch, precision),
-            output_loading_info=True,
-        )
-    if missing := sorted(report["missing_keys"]):
-        raise BackboneError(
-            f"the checkpoint of '{name}' lacks what a decoder needs ({missing[0]}; {len(missing)} missing in all): "
-            "give one that was saved with its language-model head."
-        )
-    try:
-        model.to(torch.device(device)).eval().requires_grad_(False)
-    except torch.OutOfMemoryError as error:
-        raise ResourceError(
-            f"'{name}' in {precision} does not fit into the memory of {device}: "
-            "set precision to bfloat16 or float16, or device to cpu."
-        ) from error
+    quantized = precision in QUANTIZED
+    dtype = getattr(torch, resolve_compute(precision, device))
+    model, _ = load_weights(
+        description.model_id,
+        description.source,
+        revision=description.revision,
+        trust_remote_code=trust_remote_code,
+        dtype=dtype,
+        causal=True,
+        quantization=make_quantization(precision, compute=dtype) if quantized else None,
+        device_map=place_quantized(device) if quantized else None,
+    )
+    model.eval().requires_grad_(False)
+    if quantized:
+        settle_on_cpu(model, name=description.model_id)
+    else:
+        try:
+            model = _move(model, device)
+        except torch.OutOfMemoryError:
+            model = _move_alone(description.model_id, model, precision, device)
     accepted = inspect.signature(model.forward).parameters
     # `past_key_values` became `cache` in the course of transformers 5
     names = [one for one in ("cache", "past_key_values") if one in accepted]
     return Decoder(
         description=description,
         model=model,
-        n_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        n_parameters=sum(map(count_weights, model.parameters())),
         precision=precision,
         device=device,
         cache_argument=names[0] if names else None,
         takes_positions="position_ids" in accepted,
         keeps_logits="logits_to_keep" in accepted,
     )
+
+
+def _move(model: Any, device: str) -> Any:
+    return model.to(torch.device(device))
+
+
+def _move_alone(name: str, model: Any, precision: str, device: str) -> Any:
+    """Try again after the encoders' backbones have left the device: a run may read with the model it asks."""
+    release_backbones()
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    try:
+        return _move(model, device)
+    except torch.OutOfMemoryError as error:
+        raise ResourceError(
+            f"'{name}' in {precision} does not fit into the memory of {device}: "
+            "set precision to bfloat16 or float16, or device to cpu."
+        ) from error

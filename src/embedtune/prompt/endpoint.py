@@ -12,12 +12,12 @@ import json
 import math
 import os
 import random
-import time
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
@@ -103,6 +103,7 @@ class Endpoint:
         self.model = model
         self.timeout, self.n_parallel, self.n_retries, self.pause = timeout, n_parallel, n_retries, pause
         self._n_top = _N_TOP[0]
+        self._stopped = threading.Event()
         self._opener = urllib.request.build_opener(_NoRedirect())
 
     def list_models(self) -> list[str]:
@@ -151,17 +152,20 @@ class Endpoint:
             As `find_model` does, and if a request fails for good.
         """
         model = self.find_model()
-        replies = []
+        self._stopped.clear()
         with track(f"Asking {model}", len(conversations), unit="texts") as bar:
             pool = ThreadPoolExecutor(self.n_parallel)
             try:
                 waiting = [pool.submit(self._ask_one, model, one, max_tokens) for one in conversations]
-                for future in waiting:
-                    replies.append(future.result())
+                for future in as_completed(waiting):
+                    future.result()
                     bar.advance()
+            except BaseException:
+                self._stopped.set()
+                raise
             finally:
                 pool.shutdown(cancel_futures=True)
-        return replies
+        return [future.result() for future in waiting]
 
     def _ask_one(self, model: str, messages: Messages, max_tokens: int) -> Reply:
         question = {"model": model, "messages": messages, "temperature": 0, "max_tokens": max_tokens}
@@ -218,7 +222,9 @@ class Endpoint:
                 raise EndpointError(
                     f"{self.url} {reason}{tries}: check that the server runs and the address is right, or try later."
                 ) from None
-            time.sleep(wait if wait is not None else self.pause * 2**i * random.uniform(1, 1.25))
+            # other requests may fail, or the user stop us, in the meantime
+            if self._stopped.wait(wait if wait is not None else self.pause * 2**i * random.uniform(1, 1.25)):
+                raise EndpointError(f"{self.url} {reason}, and was not asked again.")
         try:
             return json.loads(body)
         except ValueError:
