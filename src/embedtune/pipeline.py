@@ -199,7 +199,7 @@ def compare(run: TaskRun) -> None:
                 **score_arm(y, probabilities[arm], splits.label_names, groups=groups, **options),
                 "cost": _cost(run, arm),
                 "seeds": list(run.experiment.seeds),
-                **_count_unmatched(run, arm),
+                **_describe_answers(run, arm),
             }
             for arm in arms
         }
@@ -328,7 +328,7 @@ def _ask(run: TaskRun, splits: Splits) -> tuple[dict[int, NDArray[np.float64]], 
     -------
     by_seed : dict of int to ndarray of shape (n_test, n_labels)
     facts : dict
-        ``rows_per_second``, ``total_parameters`` (None for a server) and ``unmatched_answers``.
+        ``rows_per_second``, ``total_parameters`` (None for a server), ``asked`` (the model) and ``unmatched_answers``.
     """
     rows, test = splits.rows(*ARM_ROWS["prompt"]), splits.rows("test")
     texts, labels = [splits.texts[i] for i in rows], [splits.labels[i] for i in rows]
@@ -349,6 +349,7 @@ def _ask(run: TaskRun, splits: Splits) -> tuple[dict[int, NDArray[np.float64]], 
     facts = {
         "rows_per_second": n_asked / seconds if seconds else None,
         "total_parameters": asked[0].n_parameters_,
+        "asked": asked[0].asked_,
         "unmatched_answers": n_unmatched,
     }
     return {seed: by_seed.get(seed, by_seed[seeds[0]]) for seed in run.experiment.seeds}, facts
@@ -443,9 +444,10 @@ def _cost(run: TaskRun, arm: str) -> dict[str, Any]:
     return sum_costs(fit=fitted, embed=read, finetune=tuned)
 
 
-def _count_unmatched(run: TaskRun, arm: str) -> dict[str, int]:
-    n = run.record(f"fit.{arm}")["result"].get("unmatched_answers")
-    return {} if n is None else {"unmatched_answers": n}
+def _describe_answers(run: TaskRun, arm: str) -> dict[str, Any]:
+    """Return which model answered, and how often in vain; nothing for an arm that asks none."""
+    fitted = run.record(f"fit.{arm}")["result"]
+    return {name: fitted[name] for name in ("asked", "unmatched_answers") if name in fitted}
 
 
 def _encode(splits: Splits) -> NDArray[np.int64]:
