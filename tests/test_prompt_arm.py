@@ -16,14 +16,18 @@ from sklearn.base import clone
 from typer.testing import CliRunner
 
 from embedtune import PromptClassifier
+from embedtune.assemble import build_prompt_classifier
 from embedtune.cli import app
+from embedtune.config import build_experiment
 from embedtune.data.splits import read_splits
 from embedtune.errors import BackboneError, ConfigError, DataError
+from embedtune.plan import TaskRun
 from embedtune.prompt.decoder import load_decoder
 from embedtune.prompt.examples import choose_examples
 from embedtune.prompt.likelihood import rate_answers, score_answers
 from embedtune.prompt.questions import encode_questions
 from embedtune.prompt.template import render_prompt, write_messages
+from embedtune.runfolder import RunFolder
 from prompt_server import Response, complete, serve
 from run_cases import write_recipe, write_rows
 
@@ -214,7 +218,7 @@ def test_run_lists_the_prompt_beside_the_others(finished: Path, tiny_llama: Path
     assert arm["cost"]["trained_parameters"] == 0
     assert arm["cost"]["seconds"] > 0
     assert arm["cost"]["rows_per_second"] > 0
-    assert arm["unmatched_answers"] == 0
+    assert (arm["asked"], arm["unmatched_answers"]) == (tiny_llama.name, 0)
     assert {(row["a"], row["b"]) for row in results["comparisons"]} == {("frozen+", "prompt")}
     assert results["best"] == "frozen+"
     assert (finished / "bundle" / "bundle.json").exists()
@@ -276,6 +280,7 @@ def test_prompt_without_examples_is_asked_once_for_all_seeds(recipe: Path, tmp_p
     n = results["n"]["test"]
     assert len(server.questions) == n
     assert results["arms"]["prompt"]["seeds"] == [0, 1, 2]
+    assert results["arms"]["prompt"]["asked"] == "tiny"
     assert results["arms"]["prompt"]["cost"]["total_parameters"] is None
     n_unmatched = results["arms"]["prompt"]["unmatched_answers"]
     assert 0 < n_unmatched < n
@@ -283,7 +288,8 @@ def test_prompt_without_examples_is_asked_once_for_all_seeds(recipe: Path, tmp_p
         f"{n_unmatched} of {n} answers to the prompt named no label; their rows count as undecided"
         in result.output
     )
-    assert f"{n_unmatched} of its answers named no label" in (tmp_path / "run" / "report.html").read_text()
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert f"asked: tiny; {n_unmatched} of its answers named no label and count as undecided" in report
     assert results["best"] == "prompt"
 
 
@@ -292,6 +298,22 @@ def answer(content: dict[str, Any], number: int) -> Response:
     if "jumped" in text:
         return complete("hard to say")
     return complete("up" if "rose" in text or "grew" in text else "down")
+
+
+def test_wordings_go_to_the_task_whose_labels_they_are(recipe: Path, tmp_path: Path) -> None:
+    settings = yaml.safe_load(recipe.read_text())
+    settings["prompt"] = {"model": "tiny", "options": {"up": "rise", "yes": "agree"}}
+    one = build_experiment(settings, where="it")
+    settings["tasks"]["questions"] = settings["tasks"]["moves"]
+    two = build_experiment(settings, where="it")
+    for experiment, labels, options in (
+        (two, ["down", "up"], {"up": "rise"}),
+        (two, ["no", "yes"], {"yes": "agree"}),
+        (one, ["down", "up"], {"up": "rise", "yes": "agree"}),
+    ):
+        run = TaskRun(experiment, "moves", RunFolder(tmp_path / "run", identity="x"), "")
+        assert build_prompt_classifier(run, 3, labels=labels).options == options
+    assert build_prompt_classifier(run, 3).random_state == 3
 
 
 def test_key_is_written_nowhere_in_a_run(

@@ -28,6 +28,7 @@ from transformers import (
     MistralForCausalLM,
 )
 
+from decoder_cases import build_decoder
 from embedtune.embed import backbone
 from embedtune.embed.backbone import load_backbone
 from embedtune.errors import BackboneError, ConfigError, ResourceError
@@ -383,6 +384,20 @@ def test_checkpoint_without_head_is_refused(tiny_llama: Path, tmp_path: Path) ->
     with pytest.raises(BackboneError) as caught:
         load_decoder(folder, device="cpu")
     assert str(caught.value) == (
-        "the checkpoint of 'm' lacks what a decoder needs (lm_head.weight; 1 missing in all): "
+        "the checkpoint of 'm' lacks 1 weights, lm_head.weight first: "
         "give one that was saved with its language-model head."
     )
+
+
+@pytest.mark.parametrize("precision", ["int8", "nf4"])
+def test_quantized_decoder_answers_nearly_as_the_whole_one(
+    tiny_llama: Path, tmp_path: Path, precision: str
+) -> None:
+    folder = build_decoder("qwen2", tiny_llama, tmp_path / "qwen2", causal=True)
+    whole, rounded = (load_decoder(folder, precision=one, device="cpu") for one in ("float32", precision))
+    questions = encode_questions(
+        whole.tokenizer, [f"{text}. Answer:" for text in TEXTS[:3]], [" no", " positive"]
+    )
+    expected, found = score_answers(whole, questions), score_answers(rounded, questions)
+    assert np.abs(found - expected).max() < 0.3 * np.abs(expected).max()
+    assert not np.array_equal(found, expected)

@@ -89,7 +89,7 @@ def ask_decoder(run: TaskRun, splits: Splits) -> tuple[dict[int, NDArray[np.floa
     -------
     by_seed : dict of int to ndarray of shape (n_test, n_labels)
     facts : dict
-        ``rows_per_second``, ``total_parameters`` (None for a server) and ``unmatched_answers``.
+        ``rows_per_second``, ``total_parameters`` (None for a server), ``asked`` (the model) and ``unmatched_answers``.
     """
     rows, test = splits.rows(*ARM_ROWS["prompt"]), splits.rows("test")
     texts, labels = [splits.texts[i] for i in rows], [splits.labels[i] for i in rows]
@@ -110,6 +110,7 @@ def ask_decoder(run: TaskRun, splits: Splits) -> tuple[dict[int, NDArray[np.floa
     facts = {
         "rows_per_second": n_asked / seconds if seconds else None,
         "total_parameters": asked[0].n_parameters_,
+        "asked": asked[0].asked_,
         "unmatched_answers": n_unmatched,
     }
     return {seed: by_seed.get(seed, by_seed[seeds[0]]) for seed in run.experiment.seeds}, facts

@@ -227,7 +227,7 @@ def compare(run: TaskRun) -> None:
                 **score_arm(y, probabilities[arm], splits.label_names, groups=groups, **options),
                 "cost": _cost(run, arm),
                 "seeds": list(run.experiment.seeds),
-                **_count_unmatched(run, arm),
+                **_describe_answers(run, arm),
             }
             for arm in arms
         }
@@ -398,6 +398,7 @@ def _cost(run: TaskRun, arm: str) -> dict[str, Any]:
     return sum_costs(fit=fitted, embed=read, finetune=tuned, n_seeds=len(run.experiment.seeds))
 
 
-def _count_unmatched(run: TaskRun, arm: str) -> dict[str, int]:
-    n = run.record(f"fit.{arm}")["result"].get("unmatched_answers")
-    return {} if n is None else {"unmatched_answers": n}
+def _describe_answers(run: TaskRun, arm: str) -> dict[str, Any]:
+    """Return which model answered, and how often in vain; nothing for an arm that asks none."""
+    fitted = run.record(f"fit.{arm}")["result"]
+    return {name: fitted[name] for name in ("asked", "unmatched_answers") if name in fitted}

@@ -74,6 +74,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Columns of `predict_proba`.
     examples_ : list of (str, label)
         In the order shown.
+    asked_ : str
+        The model that answered the last `predict_proba`.
     n_parameters_ : int or None
         Of the local model, once it has been asked.
     last_seconds_ : float
@@ -223,7 +225,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             device=self.device,
             trust_remote_code=self.trust_remote_code,
         )
-        self.n_parameters_ = decoder.n_parameters
+        self.asked_, self.n_parameters_ = decoder.model_id, decoder.n_parameters
         started = time.monotonic()
         tokenizer, names = decoder.tokenizer, self._word_options()
         asked = [*texts, CONTENT_FREE] if self.calibrate else texts
@@ -262,8 +264,10 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             write_messages(text[:n_characters], names, instruction=self.instruction, examples=examples)
             for text in texts
         ]
+        endpoint = self._connect()
+        endpoint.model = self.asked_ = endpoint.find_model()
         # room for the longest label and a word or two around it
-        replies = self._connect().ask(conversations, max_tokens=16 + max(map(len, names)))
+        replies = endpoint.ask(conversations, max_tokens=16 + max(map(len, names)))
         rows = [read_reply(reply, names) for reply in replies]
         self.last_n_unmatched_ = sum(row is None for row in rows)
         self.last_seconds_ = time.monotonic() - started

@@ -149,9 +149,9 @@ class Endpoint:
         Raises
         ------
         EndpointError
-            As `find_model` does, and if a request fails for good.
+            If a request fails for good, or no model is named and the server hasn't just one.
         """
-        model = self.find_model()
+        model = self.model or self.find_model()
         self._stopped.clear()
         with track(f"Asking {model}", len(conversations), unit="texts") as bar:
             pool = ThreadPoolExecutor(self.n_parallel)

@@ -27,7 +27,7 @@ from embedtune.prompt.questions import Question, count_common
 Answers = tuple[tuple[int, ...], ...]
 
 #: Tokens of a batch with batch_tokens="auto", by kind of device; the shared ones count, as their cache is expanded.
-BATCH_TOKENS = {"cpu": 4096, "cuda": 65536, "mps": 8192}
+BATCH_TOKENS = {"cpu": 4096, "cuda": 16384, "mps": 8192}
 
 
 class _Shared(NamedTuple):

@@ -132,6 +132,7 @@ def _describe_arm(name: str, arm: Mapping[str, Any]) -> dict[str, Any]:
         "question": known.question if known else "",
         "cells": cells,
         "n_seeds": len(arm.get("seeds") or ()),
+        "asked": arm.get("asked"),
         "n_unmatched": arm.get("unmatched_answers") or 0,
     }
 
