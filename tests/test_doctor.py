@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from embedtune.cli import app
@@ -124,3 +125,15 @@ def test_store_that_cannot_be_written_is_a_problem(tmp_path: Path, monkeypatch: 
 
 def test_packaged_model_is_found_offline() -> None:
     assert check_model("all-MiniLM-L6-v2").state == "ok"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device can do what is missing here")
+def test_doctor_says_what_fine_tuning_lacks_on_this_machine(
+    tiny_llama: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    result = CliRunner().invoke(app, ["doctor", "capstone", f"backbones=[{tiny_llama}, {tiny_bert}]"])
+    assert result.exit_code == 1
+    rows = {line.split("│")[2].strip(): line for line in result.stdout.splitlines() if "│" in line}
+    assert "set optimizer to adamw" in rows[f"fine-tuning {tiny_llama}"]
+    assert "classification, full, " in rows[f"fine-tuning {tiny_bert}"]

@@ -19,12 +19,13 @@ import pytest
 import torch
 import transformers
 
+from embedtune.config import build_experiment
 from embedtune.embed import backbone
 from embedtune.embed.encoder import TransformerEncoder
 from embedtune.finetune.train import fine_tune
+from embedtune.recipe import read_recipe
 from finetune_child import WORDS, make_rows
 from test_decoders import cosines, quantized
-from test_instruction import CAPSTONE
 
 
 class Shape(NamedTuple):
@@ -144,7 +145,9 @@ def test_llama_is_read_and_trained_in_four_bits(
     assert cosines(vectors["bfloat16"], vectors["nf4"]).min() > 0.8
     assert not np.array_equal(vectors["bfloat16"], vectors["nf4"])
 
-    rows, labels = make_rows(scale.n_steps * CAPSTONE["batch_size"])
+    recipe = build_experiment(read_recipe("capstone").resolve(), where="recipe capstone")
+    settings = recipe.finetune.of("meta-llama/Llama-2-7b-chat-hf").model_dump(exclude_none=True)
+    rows, labels = make_rows(scale.n_steps * settings["batch_size"])
     on_cpu = {"optimizer": "adamw", "precision": "float32"} if device == "cpu" else {}
     started = time.perf_counter()
     tuned = fine_tune(
@@ -154,7 +157,7 @@ def test_llama_is_read_and_trained_in_four_bits(
         label_names=list(WORDS),
         output_dir=tmp_path / "adapter",
         device=device,
-        **{**CAPSTONE, **on_cpu},
+        **{**settings, **on_cpu},
     )
     report("qlora_seconds_with_loading", time.perf_counter() - started)
     report("qlora_rows_per_second", len(rows) / tuned.seconds)

@@ -249,6 +249,23 @@ def test_append_many_small_batches_are_compacted(
     assert int(table.find_missing(hash_numbers(list(range(60))), (B,)).sum()) == 20
 
 
+def test_append_goes_on_where_a_kill_left_a_table_without_rows(
+    table: EmbeddingTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lance
+
+    def die(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(lance, "write_dataset", die)
+        append(table, [0, 1], COLUMNS)
+    assert table.count_texts() == 0
+    assert table.list_columns() == COLUMNS
+    append(table, [0, 1], COLUMNS)
+    assert_holds(table, [0, 1], COLUMNS)
+
+
 # -- several processes
 
 

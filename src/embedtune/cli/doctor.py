@@ -7,28 +7,40 @@ from typing import Annotated
 import typer
 
 from embedtune.cli.options import Debug
+from embedtune.cli.runs import read_experiment
 from embedtune.cli.terminal import report_errors
 
 
 def check_machine(
-    recipe: Annotated[
-        str, typer.Argument(help="Recipe or config file whose models are looked for.")
-    ] = "demo",
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RECIPE] [KEY=VALUE]...", help="What is to be run: a recipe (demo), and settings."
+        ),
+    ] = None,
     debug: Debug = False,
 ) -> None:
-    """Say what this machine has, and whether a recipe's models can be had; exit code 1 if anything is in the way."""
+    """Say what this machine has, and whether it can run a recipe; exit code 1 if anything is in the way."""
     from rich.markup import escape
     from rich.table import Table
 
-    from embedtune.config import TransformerView, build_experiment
+    from embedtune.config import TransformerView
     from embedtune.console import make_console
-    from embedtune.doctor import check_prompt, diagnose
-    from embedtune.recipe import read_recipe
+    from embedtune.doctor import check_finetuning, check_prompt, diagnose
+    from embedtune.evaluate.arms import ARMS
 
     with report_errors(debug):
-        experiment = build_experiment(read_recipe(recipe).resolve(), where=f"recipe {recipe}")
+        experiment = read_experiment(words or [], {})
         views = [view for view in experiment.embed.views.values() if isinstance(view, TransformerView)]
         findings = list(diagnose(dict.fromkeys((view.model, view.revision) for view in views)))
+        if any(ARMS[arm].backbones == "tuned" for arm in experiment.compare.arms):
+            chosen = experiment.finetune.backbones
+            for model in dict.fromkeys(
+                view.model for view in views if chosen == "all" or view.model in chosen
+            ):
+                asked = {"objective", "method", "quantization", "optimizer", "precision"}
+                settings = experiment.finetune.of(model).model_dump(include=asked)
+                findings.append(check_finetuning(model, **settings, device=experiment.embed.device))
         if "prompt" in experiment.compare.arms:
             prompt = experiment.prompt
             findings.append(check_prompt(prompt.model, endpoint=prompt.endpoint, revision=prompt.revision))

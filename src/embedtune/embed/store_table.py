@@ -225,7 +225,9 @@ class EmbeddingTable:
         """Open the table, made and widened as the batch needs it."""
         import pyarrow as pa
 
-        dataset = self.place.open() or self._create()
+        dataset = self.place.open()
+        if dataset is None:  # an empty table is there, and false
+            dataset = self._create()
         widths = read_widths(dataset)
         for column, array in batch.items():
             if widths.get(column, array.shape[1]) != array.shape[1]:
