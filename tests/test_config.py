@@ -118,6 +118,21 @@ def test_quirks_are_switched_by_name_and_the_users_own_settings_win(
     assert experiment.fit.cooccurrence.dropout == dropout
 
 
+@pytest.mark.parametrize(
+    ("recipe", "quirk"),
+    [(name, quirk) for name in list_recipes() for quirk in read_recipe(name).quirks],
+)
+def test_every_shipped_quirk_changes_its_recipe(recipe: str, quirk: str) -> None:
+    found = read_recipe(recipe)
+    tasks = found.quirks[quirk].by_task or [None]
+    for task in tasks:
+        plain, changed = (
+            build_experiment(found.resolve([f"compat={compat}"], task=task), where=recipe)
+            for compat in ("corrected", f"[{quirk}]")
+        )
+        assert plain != changed
+
+
 def test_unknown_quirk_is_named_with_the_nearest(tmp_path: Path) -> None:
     path = tmp_path / "quirky.yaml"
     path.write_text(QUIRKY, encoding="utf-8")
