@@ -86,7 +86,6 @@ def _print(result: dict[str, Any], descriptions: dict[str, str], console: Any) -
     table = Table("variant", title=f"{result['arm']}, macro-F1 on the test rows", title_justify="left")
     for column in ("macro-F1 (95 % interval)", "points against corrected", "p (Holm)"):
         table.add_column(column, justify="right")
-    table.add_column("what it does")
     for name, scores in result["variants"].items():
         figure, row = scores["macro_f1"], rows.get(name)
         against = ("", "")
@@ -94,5 +93,8 @@ def _print(result: dict[str, Any], descriptions: dict[str, str], console: Any) -
             low, high = 100 * row["low"], 100 * row["high"]
             against = (f"{100 * row['difference']:+.1f} ({low:+.1f}, {high:+.1f})", f"{row['p_holm']:.3f}")
         interval = f"{figure['value']:.3f} ({figure['low']:.3f}, {figure['high']:.3f})"
-        table.add_row(name, interval, *against, descriptions.get(name, ""))
+        table.add_row(name, interval, *against)
     console.print(table)
+    for name in result["variants"]:
+        if descriptions.get(name):
+            console.print(f"{name}: {descriptions[name]}", highlight=False, markup=False)
