@@ -105,6 +105,4 @@ def test_ablate_refuses_a_recipe_without_quirks_and_an_arm_that_is_not_run(tmp_p
     assert "recipe demo has no quirks to switch on: give variants of yours with --variant." in result.stderr
     result = call("ablate", "llmembed", "--arm", "tuned", "--out", tmp_path / "a")
     assert result.exit_code == 2
-    assert (
-        "arm 'tuned' isn't run by recipe llmembed: give --arm majority or floor or frozen+." in result.stderr
-    )
+    assert "arm 'tuned' isn't run by llmembed: give --arm majority or floor or frozen+." in result.stderr

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,53 @@ def test_backbones_are_swapped_in_order(
     assert (experiment.finetune.backbones, experiment.finetune.by_backbone) == (tuned, own)
     if "backbone3" in views:
         assert views["backbone3"].max_length == 9  # type: ignore[union-attr]
+
+
+def test_settings_of_one_task_can_be_given_on_the_command_line(tmp_path: Path) -> None:
+    experiment = read_many(
+        tmp_path / "many.yaml", "by_task.b.fit.head=stack", "by_task.a.prepare.max_rows=60"
+    )
+    a, b = experiment.of("a"), experiment.of("b")
+    assert (a.prepare.max_rows, a.fit.head) == (60, "auto")
+    assert (b.prepare.max_rows, b.fit.head) == (70, "stack")
+
+
+@pytest.mark.parametrize("overrides", [[], ["backbones=[x]"]])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "tasks: [{a: b}]",
+        "embed: [1]",
+        "embed: {views: {m: 3}}",
+        "embed: {views: 3}",
+        "finetune: 5",
+        "by_task: {}",
+    ],
+)
+def test_malformed_sections_are_refused_in_one_line(
+    tmp_path: Path, broken: str, overrides: list[str]
+) -> None:
+    whole = {"name": "name: x", "tasks": "tasks: {t: {source: x.csv}}", "embed": "embed: {views: {m: 3}}"}
+    key = broken.partition(":")[0]
+    path = tmp_path / "odd.yaml"
+    path.write_text("\n".join({**whole, key: broken}.values()), encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        build_experiment(read_recipe(str(path)).resolve(overrides), where="it")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["fit.cooccurrence.epochs=[]"], r"fit\.cooccurrence\.epochs.*at least 1 item"),
+        (
+            ["fit.head=cooccurrence", "fit.cooccurrence.validation_fraction=0"],
+            r"fit\.cooccurrence leaves sigma to be chosen, and validation_fraction is 0: set it above 0",
+        ),
+    ],
+)
+def test_choices_that_cannot_be_made_are_refused(overrides: list[str], message: str) -> None:
+    assert re.search(message, fail(*overrides))
 
 
 def test_backbones_that_are_no_list_are_refused(tmp_path: Path) -> None:

@@ -354,6 +354,26 @@ def test_what_cannot_be_asked_is_told_before_anything_is_read(
     assert not (out / "data").exists()
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            "prompt.options={upp: rise}",
+            "options words the label 'upp', which no text has (did you mean 'up'?)",
+        ),
+        ("prompt.n_examples=9999", "n_examples 9999 is more than the "),
+    ],
+)
+def test_prompt_that_does_not_fit_the_rows_is_refused_before_they_are_read(
+    recipe: Path, tiny_llama: Path, tmp_path: Path, setting: str, message: str
+) -> None:
+    out = tmp_path / "run"
+    result = call("run", recipe, f"prompt.model={tiny_llama}", setting, "--out", out)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert {path.stem.split(".")[0] for path in (out / ".state").glob("*.json")} == {"identity", "prepare"}
+
+
 def test_finished_run_does_not_need_its_server(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with serve(answer) as server:

@@ -162,13 +162,15 @@ class FinetuneConfig(FinetuneSettings):
 class CooccurrenceConfig(_Part):
     """LLMEmbed's head and its training; see `CooccurrenceHead`. Lists are candidates to choose from."""
 
-    sigma: Literal["auto"] | PositiveFloat | tuple[PositiveFloat, ...] = "auto"
+    sigma: Literal["auto"] | PositiveFloat | Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (
+        "auto"
+    )
     n_branch_blocks: Literal["auto"] | PositiveInt = "auto"
     branch_width: Literal["auto"] | PositiveInt = "auto"
     hidden: tuple[PositiveInt, PositiveInt] = (1024, 256)
-    epochs: PositiveInt | tuple[PositiveInt, ...] = 50
+    epochs: PositiveInt | Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = 50
     batch_size: int = Field(default=256, ge=1)
-    learning_rate: PositiveFloat | tuple[PositiveFloat, ...] = 1e-3
+    learning_rate: PositiveFloat | Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = 1e-3
     dropout: float = Field(default=0.5, ge=0, lt=1)
     softmax_output: bool = False
     concatenate_others: bool = False
@@ -192,6 +194,17 @@ class FitConfig(_Part):
         if self.choose_rows == "test" and self.head != "cooccurrence":
             raise ValueError(
                 f"fit.choose_rows is 'test', which head '{self.head}' can't do: set fit.head to cooccurrence"
+            )
+        own = self.cooccurrence
+        choices = [
+            name
+            for name in ("sigma", "epochs", "learning_rate")
+            if isinstance(getattr(own, name), str | tuple) and self.head == "cooccurrence"
+        ]
+        if choices and own.validation_fraction == 0 and self.choose_rows == "training":
+            raise ValueError(
+                f"fit.cooccurrence leaves {' and '.join(choices)} to be chosen, and validation_fraction is 0: "
+                "set it above 0, or give single values"
             )
         return self
 
@@ -384,7 +397,7 @@ def _describe(problem: Mapping[str, Any]) -> str:
         return f"'{key}' is missing"
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "value_error":
-        return message
+        return message.removesuffix(".")
     return f"'{key}' is {problem['input']!r}: {message[0].lower()}{message[1:]}"
 
 

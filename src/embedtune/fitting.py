@@ -82,6 +82,13 @@ def _take(splits: Splits, rows: NDArray[np.int64]) -> tuple[list[str], list[str]
     return [splits.texts[i] for i in rows], [splits.labels[i] for i in rows]
 
 
+def check_wording(run: TaskRun) -> None:
+    """Refuse a prompt whose wording or number of examples doesn't fit the rows, before anything long starts."""
+    splits = run.splits
+    classifier = build_prompt_classifier(run, run.experiment.seeds[0], labels=splits.label_names)
+    classifier.fit(*_take(splits, splits.rows(*ARM_ROWS["prompt"])))
+
+
 def ask_decoder(run: TaskRun, splits: Splits) -> tuple[dict[int, NDArray[np.float64]], dict[str, Any]]:
     """Ask about the test rows with each seed's examples, once for all seeds where none are shown.
 
@@ -92,13 +99,13 @@ def ask_decoder(run: TaskRun, splits: Splits) -> tuple[dict[int, NDArray[np.floa
         ``rows_per_second``, ``total_parameters`` (None for a server), ``asked`` (the model) and ``unmatched_answers``.
     """
     rows, test = splits.rows(*ARM_ROWS["prompt"]), splits.rows("test")
-    texts, labels = [splits.texts[i] for i in rows], [splits.labels[i] for i in rows]
+    texts, labels = _take(splits, rows)
     seeds = run.experiment.seeds if run.experiment.prompt.n_examples else run.experiment.seeds[:1]
     by_seed: dict[int, NDArray[np.float64]] = {}
     asked = []
     for seed in seeds:
         classifier = build_prompt_classifier(run, seed, labels=splits.label_names).fit(texts, labels)
-        by_seed[seed] = classifier.predict_proba([splits.texts[i] for i in test])
+        by_seed[seed] = classifier.predict_proba(_take(splits, test)[0])
         asked.append(classifier)
     n_unmatched = sum(one.last_n_unmatched_ for one in asked)
     n_asked, seconds = sum(one.last_n_asked_ for one in asked), sum(one.last_seconds_ for one in asked)

@@ -1,7 +1,8 @@
 """The stages of a run, one function each, over one task's run folder.
 
 prepare → embed → finetune → embed-tuned → fit → compare → report → bundle. A stage is a sequence of steps; a step that
-has been done with the same inputs is not done again (`runfolder`). Nothing but this module and `cli` reads Experiment.
+has been done with the same inputs is not done again (`runfolder`). The library below takes flat arguments and knows no
+Experiment.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from embedtune.evaluate.cost import measure
 from embedtune.files import link_or_copy, replace_dir, write_json
 from embedtune.finetune.settings import check_requirements
 from embedtune.finetune.train import fine_tune, resolve_training_precision
-from embedtune.fitting import ask_decoder, fit_arm, probe_layers, require_adapters
+from embedtune.fitting import ask_decoder, check_wording, fit_arm, probe_layers, require_adapters
 from embedtune.plan import (
     TUNED_ON,
     UNKEPT,
@@ -319,6 +320,8 @@ def run_stages(run: TaskRun, *, first: str = "prepare", last: str = "bundle", re
     for name in chosen:
         log.info("%s: %s", run.task, name)
         STAGES[name](run)
+        if name == "prepare" and "prompt" in run.experiment.compare.arms:
+            check_wording(run)
 
 
 def _check_views(run: TaskRun) -> None:

@@ -56,8 +56,9 @@ class Recipe(NamedTuple):
         Parameters
         ----------
         overrides : iterable of str
-            ``key=value``. Two keys are none of the experiment's: ``compat`` chooses quirks (``corrected`` is none,
-            ``published`` all, or a list), ``backbones`` lists the models to read instead of the recipe's, in order.
+            ``key=value``, for one of several tasks ``by_task.TASK.key=value``. Two keys are none of the experiment's:
+            ``compat`` chooses quirks (``corrected`` is none, ``published`` all, or a list), ``backbones`` lists the
+            models to read instead of the recipe's, in order.
         task : str, optional
             The only task, whose settings of ``by_task`` are merged with the others. Without it, what tasks have of
             their own stands under ``by_task``.
@@ -71,16 +72,18 @@ class Recipe(NamedTuple):
         chosen = self._choose([value for key, value in own if key == "compat"])
         backbones = [value for key, value in own if key == "backbones"]
         own = [pair for pair in own if pair[0] not in ("compat", "backbones")]
-        shared = [change for quirk in chosen for change in quirk.settings.items()]
-        settings = set_keys(self.settings, shared)
+        tasks = [task] if task else list(_as_mapping(self.settings.get("tasks")))
+        own, of_tasks = _split_by_task(own, tasks)
+        settings = set_keys(self.settings, [change for quirk in chosen for change in quirk.settings.items()])
         by_task = {
             name: {
                 key: value
                 for part in (self.by_task, *(quirk.by_task for quirk in chosen))
                 for key, value in part.get(name, {}).items()
-                if not any(_overlap(key, given) for given, _ in own)
+                if not any(_overlap(key, given) for given in (*dict(own), *of_tasks[name]))
             }
-            for name in ([task] if task else settings.get("tasks", {}))
+            | of_tasks[name]
+            for name in tasks
         }
         if task:
             settings = set_keys(settings, by_task[task].items())
@@ -197,8 +200,8 @@ def swap_backbones(settings: Mapping[str, Any], models: Any) -> dict[str, Any]:
     if not isinstance(models, list) or not models or not all(isinstance(model, str) for model in models):
         raise ConfigError(f"backbones is {models!r}: give a list of models, for example backbones=[A, B].")
     result: dict[str, Any] = _copy(settings)
-    views: dict[str, Any] = result.get("embed", {}).get("views", {})
-    reads = {name: view["model"] for name, view in views.items() if "model" in view}
+    views = _as_mapping(_as_mapping(result.get("embed")).get("views"))
+    reads = {name: view["model"] for name, view in views.items() if "model" in _as_mapping(view)}
     before = list(dict.fromkeys(reads.values()))
     if not before:
         raise ConfigError("backbones can't be swapped: no view of this recipe reads one.")
@@ -208,16 +211,37 @@ def swap_backbones(settings: Mapping[str, Any], models: Any) -> dict[str, Any]:
             views[name]["model"] = swapped[model]
         else:
             del views[name]
-    last = next(view for view in reversed(list(views.values())) if "model" in view)
+    last = next(view for view in reversed(list(views.values())) if "model" in _as_mapping(view))
     for number, model in enumerate(models[len(before) :], start=len(before) + 1):
         views[f"backbone{number}"] = {**last, "model": model}
-    finetune = result.get("finetune", {})
+    finetune = _as_mapping(result.get("finetune"))
     if isinstance(finetune.get("backbones"), list):
         finetune["backbones"] = [swapped[model] for model in finetune["backbones"] if model in swapped]
-    if "by_backbone" in finetune:
+    if isinstance(finetune.get("by_backbone"), dict):
         kept = {swapped[model]: own for model, own in finetune["by_backbone"].items() if model in swapped}
         finetune["by_backbone"] = kept
     return result
+
+
+def _split_by_task(
+    changes: Iterable[tuple[str, Any]], tasks: Iterable[str]
+) -> tuple[list[tuple[str, Any]], dict[str, dict[str, Any]]]:
+    """Return the changes to what tasks share, and those to single tasks (``by_task.TASK.key``), by task."""
+    shared: list[tuple[str, Any]] = []
+    of_tasks: dict[str, dict[str, Any]] = {name: {} for name in tasks}
+    for key, value in changes:
+        for name, own in of_tasks.items():
+            if key.startswith(f"by_task.{name}."):
+                own[key.removeprefix(f"by_task.{name}.")] = value
+                break
+        else:
+            shared.append((key, value))
+    return shared, of_tasks
+
+
+def _as_mapping(value: Any) -> dict[str, Any]:
+    """Return settings that are a mapping; nothing in the place of others, which `build_experiment` refuses."""
+    return value if isinstance(value, dict) else {}
 
 
 def _overlap(key: str, other: str) -> bool:

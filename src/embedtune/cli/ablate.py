@@ -53,30 +53,43 @@ def ablate(
             )
         if any(word.startswith("compat=") for word in words):
             raise ConfigError("compat is what ablate varies: leave it out.")
-        folders: dict[str, Path] = {}
-        experiments: list[Experiment] = []
-        for name, settings in variants.items():
-            experiment = read_experiment([*words, *settings], dict(source))
-            if len(experiment.tasks) > 1:
-                raise ConfigError(f"recipe {recipe.name} has several tasks: choose one with --task.")
-            if arm not in experiment.compare.arms:
-                raise ConfigError(
-                    f"arm '{arm}' isn't run by recipe {recipe.name}: give --arm {' or '.join(experiment.compare.arms)}."
-                )
-            if experiment in experiments:
-                typer.echo(f"{name}: makes no difference here", err=True)
-                continue
-            experiments.append(experiment)
-            root = out or Path("runs") / f"{experiment.name}-ablation"
-            folders[name] = root / name
-            run_experiment(experiment, folders[name], first=None, last="compare", quiet=True, verbose=False)
-            if not quiet:
-                typer.echo(f"{name}: done", err=True)
+        folders = _run_variants(words, variants, source, arm=arm, out=out, quiet=quiet)
+        root = folders[CORRECTED].parent
         result = compare_variants(folders, arm=arm, output=root / "ablation.json")
         descriptions = {name: " ".join(settings) for name, settings in variants.items()}
         descriptions |= {name: quirk.description for name, quirk in recipe.quirks.items()}
         _print(result, descriptions | {CORRECTED: "", "published": "all of these"}, make_console())
         typer.echo(f"Figures: {root / 'ablation.json'}")
+
+
+def _run_variants(
+    words: list[str],
+    variants: dict[str, list[str]],
+    source: dict[str, Any],
+    *,
+    arm: str,
+    out: Path | None,
+    quiet: bool,
+) -> dict[str, Path]:
+    """Run every variant that makes a difference; return their run folders."""
+    folders: dict[str, Path] = {}
+    experiments: list[Experiment] = []
+    for name, settings in variants.items():
+        experiment = read_experiment([*words, *settings], dict(source))
+        if len(experiment.tasks) > 1:
+            raise ConfigError(f"{experiment.name} has several tasks: choose one with --task.")
+        if arm not in experiment.compare.arms:
+            arms = " or ".join(experiment.compare.arms)
+            raise ConfigError(f"arm '{arm}' isn't run by {experiment.name}: give --arm {arms}.")
+        if experiment in experiments:
+            typer.echo(f"{name}: makes no difference here", err=True)
+            continue
+        experiments.append(experiment)
+        folders[name] = (out or Path("runs") / f"{experiment.name}-ablation") / name
+        run_experiment(experiment, folders[name], first=None, last="compare", quiet=True, verbose=False)
+        if not quiet:
+            typer.echo(f"{name}: done", err=True)
+    return folders
 
 
 def _print(result: dict[str, Any], descriptions: dict[str, str], console: Any) -> None:

@@ -7,14 +7,13 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, TransformerMixin
 
 from embedtune.embed.encoder import TransformerEncoder
-from embedtune.embed.texts import check_texts
+from embedtune.embed.texts import FrozenEncoder, check_texts
 from embedtune.errors import ConfigError, DataError
 
 
-class CrossFittedEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class CrossFittedEncoder(FrozenEncoder):
     """Read texts with backbones that were fine-tuned on them, without any having seen the text it reads.
 
     As in scikit-learn's TargetEncoder, ``fit_transform(X)`` is not ``fit(X).transform(X)``: the first reads each text
@@ -124,13 +123,3 @@ class CrossFittedEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                     f"encoder {k} reads layers {encoder.layers_} of widths {encoder.widths_}, and encoder 0 "
                     f"{first.layers_} of {first.widths_}: give encoders that differ in their adapters only."
                 )
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return True
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.string = True
-        tags.input_tags.two_d_array = False
-        tags.requires_fit = False
-        return tags

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, TransformerMixin
 
 from embedtune.embed.batching import plan_batches
 from embedtune.embed.pooling import check_pooling
 from embedtune.embed.precision import name_precision, resolve_device, resolve_precision
 from embedtune.embed.store import EmbeddingStore, EmbeddingTable, StoreKey, column_name, hash_text
-from embedtune.embed.texts import check_texts, find_distinct
+from embedtune.embed.texts import FrozenEncoder, check_texts, find_distinct
 from embedtune.embed.tokens import Tokens, tokenize
 from embedtune.errors import BackboneError, ConfigError
 from embedtune.progress import track
@@ -34,7 +33,7 @@ COMMIT_SECONDS = 2.0
 COMMIT_TEXTS = 2000
 
 
-class TransformerEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class TransformerEncoder(FrozenEncoder):
     """Read texts with chosen hidden layers of a frozen transformer.
 
     Distinct texts are run once, in batches of similar length; layers above the highest one asked for aren't
@@ -174,16 +173,6 @@ class TransformerEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     def widths_(self) -> tuple[int, ...]:
         """Columns per layer; reads the model's config."""
         return (self._describe().width,) * len(self._check())
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return True
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.string = True
-        tags.input_tags.two_d_array = False
-        tags.requires_fit = False
-        return tags
 
     def _check(self) -> tuple[int, ...]:
         """Validate the settings and return the layers' numbers."""

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, TransformerMixin
 
-from embedtune.embed.texts import check_texts, find_distinct
+from embedtune.embed.texts import FrozenEncoder, check_texts, find_distinct
 from embedtune.errors import BackboneError, MissingExtraError
 from embedtune.progress import track
 
@@ -46,7 +45,7 @@ class TokenTable:
     normalizes: bool
 
 
-class StaticEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class StaticEncoder(FrozenEncoder):
     """Average the static vectors of a text's tokens.
 
     Parameters
@@ -107,16 +106,6 @@ class StaticEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     @property
     def n_parameters_(self) -> int:
         return int(load_table(self.source).vectors.size)
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return True
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.string = True
-        tags.input_tags.two_d_array = False
-        tags.requires_fit = False
-        return tags
 
 
 def load_table(source: str | Path) -> TokenTable:

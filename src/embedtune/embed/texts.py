@@ -1,11 +1,13 @@
-"""What encoders accept as texts."""
+"""What encoders accept as texts, and what those that learn nothing from them share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, TransformerMixin
 
 from embedtune.errors import DataError
 
@@ -45,3 +47,17 @@ def find_distinct(texts: Sequence[str]) -> tuple[list[str], NDArray[np.intp]]:
     numbers: dict[str, int] = {}
     index = np.fromiter((numbers.setdefault(t, len(numbers)) for t in texts), np.intp, count=len(texts))
     return list(numbers), index
+
+
+class FrozenEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """A scikit-learn transformer of texts that is ready without being fitted."""
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = True
+        tags.input_tags.two_d_array = False
+        tags.requires_fit = False
+        return tags

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -177,14 +177,7 @@ class ClassifierTrainer(Trainer):
         return self._load(self.validation, sort_batches(lengths, batch_size=EVALUATION_BATCH_SIZE))
 
     def _load(self, numbers: NDArray[np.intp], batches: Any) -> DataLoader[Any]:
-        loader = DataLoader(
-            numbers.tolist(),
-            batch_sampler=batches,
-            collate_fn=self.rows.pad,
-            pin_memory=self.args.dataloader_pin_memory,
-        )
-        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
-        return prepared
+        return load_batches(self, numbers.tolist(), batches, collate=self.rows.pad)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the trained parameters into a checkpoint."""
@@ -193,6 +186,17 @@ class ClassifierTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_trained(self.classifier, Path(resume_from_checkpoint))
+
+
+def load_batches(
+    trainer: Trainer, rows: Any, batches: Any, *, collate: Callable[..., Any]
+) -> DataLoader[Any]:
+    """Return a trainer's loader of `rows`, batched as given."""
+    loader = DataLoader(
+        rows, batch_sampler=batches, collate_fn=collate, pin_memory=trainer.args.dataloader_pin_memory
+    )
+    prepared: DataLoader[Any] = trainer.accelerator.prepare(loader)
+    return prepared
 
 
 class Steering(TrainerCallback):

@@ -21,6 +21,7 @@ from embedtune.finetune.instruction import Question
 from embedtune.finetune.loop import (
     Steering,
     list_trained,
+    load_batches,
     load_trained,
     make_arguments,
     make_logger,
@@ -117,15 +118,7 @@ class AnswerTrainer(SFTTrainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return the training batches."""
-        rows: Any = self.train_dataset
-        loader = DataLoader(
-            rows,
-            batch_sampler=self.sampler,
-            collate_fn=self.data_collator,
-            pin_memory=self.args.dataloader_pin_memory,
-        )
-        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
-        return prepared
+        return load_batches(self, self.train_dataset, self.sampler, collate=self.data_collator)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the trained parameters into a checkpoint."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -101,7 +102,7 @@ def search(
     for learning_rate in learning_rates:
         for sigma in sigmas:
             trained = train(
-                lambda sigma=sigma: build(sigma),  # type: ignore[misc]
+                functools.partial(build, sigma),
                 rows,
                 epochs=max(epochs),
                 learning_rate=learning_rate,
