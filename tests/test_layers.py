@@ -19,7 +19,7 @@ LAYERS = {
     "finetune": 3, "report": 3, "recipes": 1,
     "bundle": 4, "classifier": 5,
     "plan": 6, "assemble": 6, "scan": 6, "fitting": 6, "predictions": 6, "results": 6, "tables": 6,
-    "pipeline": 7, "predict": 7, "ablation": 7, "doctor": 7, "console": 8, "cli": 8, "__main__": 8,
+    "pipeline": 7, "predict": 7, "ablation": 7, "doctor": 7, "bench": 7, "console": 8, "cli": 8, "__main__": 8,
 }  # fmt: skip
 #: Folders that must not know each other.
 STRANGERS = [

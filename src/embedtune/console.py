@@ -49,6 +49,31 @@ def write_log(path: Path, console: Console, *, level: int) -> Iterator[None]:
         to_file.close()
 
 
+def print_benchmark(console: Console, report: Mapping[str, Any]) -> None:
+    """Print a suite's rows, each beside its aim, and the machine they were measured on."""
+    machine = report["machine"]
+    rates = ", ".join(f"{name} {rate:g} GFLOP/s" for name, rate in machine.get("gflops", {}).items())
+    table = Table(
+        title=f"{machine.get('processor')}, {machine.get('cores')} cores, {rates}", title_justify="left"
+    )
+    table.add_column("what")
+    table.add_column("against")
+    for name in ("median", "least to most", "aim"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for row in report["rows"]:
+        value, unit = row["value"], row["unit"]
+        spread = "" if row["low"] is None else f"{row['low']:.4g} to {row['high']:.4g}"
+        aim = "" if row["aim"] is None else f"{'at most' if row['at_most'] else 'at least'} {row['aim']:g}"
+        mark = {True: "reached", False: "missed", None: ""}[row["reached"]]
+        shown = "not measured" if value is None else f"{value:.4g} {unit}"
+        table.add_row(row["what"], row["against"], shown, spread, aim, mark)
+    console.print(table)
+    for row in report["rows"]:
+        if row["note"]:
+            console.print(f"{row['what']}, {row['against']}: {row['note']}", markup=False)
+
+
 def print_results(console: Console, results: Mapping[str, Any]) -> None:
     """Print one task's arms with their intervals, and its verdict."""
     n = results["n"]

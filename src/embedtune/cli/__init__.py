@@ -8,6 +8,7 @@ import typer
 
 import embedtune
 from embedtune.cli.ablate import ablate
+from embedtune.cli.bench import bench
 from embedtune.cli.bundles import predict
 from embedtune.cli.doctor import check_machine
 from embedtune.cli.recipe import recipes
@@ -47,6 +48,7 @@ app.command()(ablate)
 app.command()(predict)
 app.command()(recipes)
 app.command("doctor")(check_machine)
+app.command()(bench)
 app.add_typer(store_app, name="store")
 
 
