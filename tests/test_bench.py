@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import runpy
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +17,8 @@ from embedtune.bench.contest import Contestant, hold
 from embedtune.bench.suite import SUITES, Row, load_suite
 from embedtune.cli import app
 from embedtune.errors import ConfigError, ResourceError
+
+ROOT = Path(__file__).parent.parent
 
 SCRIPT = """
 import time
@@ -25,6 +31,11 @@ def prepare(job):
         return {"array": np.full(3, job["seconds"]), "rows": 7}
     return run
 """
+
+
+@pytest.fixture
+def draw() -> SimpleNamespace:
+    return SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks" / "draw.py")))
 
 
 @pytest.fixture
@@ -76,3 +87,23 @@ def test_startup_suite_prints_and_writes(tmp_path: Path) -> None:
     assert written["machine"]["gflops"]["float32"] > 0
     assert "it doesn't import torch" in result.output
     assert set(SUITES) >= {written["suite"]}
+
+
+def test_page_says_what_the_results_say() -> None:
+    done = subprocess.run(
+        [sys.executable, "benchmarks/draw.py", "--check"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_drawn_numbers_have_three_figures(draw: SimpleNamespace) -> None:
+    assert [draw.show(value) for value in (0.01234, 1.0, 12.345, 123.45, 4567.8)] == [
+        "0.0123", "1.00", "12.3", "123", "4568",
+    ]  # fmt: skip
+
+
+def test_table_tells_missed_from_unmeasured(draw: SimpleNamespace) -> None:
+    row = Row("grid", "one by one", 8.0, 7.5, 9.0, aim=10.0)
+    assert draw.draw_row({**row._asdict(), "reached": row.reached}).endswith("| ≥ 10 | **missed** |")
+    row = Row("extraction on a GPU", "padded", None, aim=1.8)
+    assert "| not measured |" in draw.draw_row({**row._asdict(), "reached": row.reached})
