@@ -1,12 +1,12 @@
 """Texts and shorthands that the encoder's tests share."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from embedtune.embed import forward
 from embedtune.embed.encoder import TransformerEncoder
 
 TEXTS = [
@@ -25,13 +25,23 @@ def encode(model: Path | str, texts: Any = TEXTS, **settings: Any) -> np.ndarray
 
 
 def count_rows(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """Record the rows of every forward pass."""
+    """Record the rows of every batch, whatever runs it."""
     batches: list[list[int]] = []
-    run = forward.embed_batch
-
-    def record(backbone: Any, tokens: Any, rows: Any, **settings: Any) -> Any:
-        batches.append(rows.tolist())
-        return run(backbone, tokens, rows, **settings)
-
-    monkeypatch.setattr(forward, "embed_batch", record)
+    watch_batches(monkeypatch, lambda rows: batches.append(rows.tolist()))
     return batches
+
+
+def watch_batches(monkeypatch: pytest.MonkeyPatch, watch: Callable[[np.ndarray], Any]) -> None:
+    """Call `watch` with a batch's rows just before its vectors leave the runner."""
+    make = TransformerEncoder._make_runner
+
+    class Watched:
+        def __init__(self, runner: Any) -> None:
+            self.runner = runner
+
+        def run(self, tokens: Any, batches: Any) -> Iterator[Any]:
+            for rows, found in self.runner.run(tokens, batches):
+                watch(rows)
+                yield rows, found
+
+    monkeypatch.setattr(TransformerEncoder, "_make_runner", lambda *args: Watched(make(*args)))

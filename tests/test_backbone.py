@@ -51,7 +51,7 @@ def test_read_hidden_equals_transformers_for_every_layer(tiny: Path) -> None:
         expected = reference.eval()(**inputs, output_hidden_states=True).hidden_states
         layers = range(backbone.n_layers + 1)
         found = read_hidden(
-            backbone.model, backbone.stack, inputs, layers=layers, reduce=lambda hidden: hidden
+            backbone.model, backbone.stack, inputs, layers=layers, reduce=lambda _, hidden: hidden
         )
     assert backbone.stack is not None
     assert len(expected) == backbone.n_layers + 1
@@ -64,7 +64,7 @@ def test_llama_last_hidden_state_is_after_the_norm_and_the_others_before(tiny_ll
     inputs = make_inputs()
     with torch.inference_mode():
         found = read_hidden(
-            backbone.model, backbone.stack, inputs, layers=(3, 4), reduce=lambda hidden: hidden
+            backbone.model, backbone.stack, inputs, layers=(3, 4), reduce=lambda _, hidden: hidden
         )
         layer = backbone.model.layers[3]
         positions = torch.arange(5).unsqueeze(0)
@@ -85,7 +85,13 @@ def test_read_hidden_runs_no_layer_above_the_highest_asked(
         for number, layer in enumerate(backbone.stack)
     ]
     with torch.inference_mode():
-        found = read_hidden(backbone.model, backbone.stack, make_inputs(), layers=layers, reduce=torch.sum)
+        found = read_hidden(
+            backbone.model,
+            backbone.stack,
+            make_inputs(),
+            layers=layers,
+            reduce=lambda _, hidden: hidden.sum(),
+        )
     for hook in hooks:
         hook.remove()
     assert ran == list(range(n_run))
@@ -97,7 +103,7 @@ def test_read_hidden_leaves_no_hooks_behind_even_after_an_error(tiny_bert: Path)
     backbone = load_backbone(tiny_bert, precision="float32", device="cpu")
     assert backbone.stack is not None
 
-    def fail(hidden: torch.Tensor) -> torch.Tensor:
+    def fail(layer: int, hidden: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
@@ -119,7 +125,7 @@ def test_find_stack_models_that_share_layers_have_none_and_are_still_read() -> N
     assert find_stack(model, 3) is None
     with torch.inference_mode():
         expected = model(**make_inputs(), output_hidden_states=True).hidden_states
-        found = read_hidden(model, None, make_inputs(), layers=(1, 3), reduce=lambda hidden: hidden)
+        found = read_hidden(model, None, make_inputs(), layers=(1, 3), reduce=lambda _, hidden: hidden)
     torch.testing.assert_close(found[1], expected[1])
     torch.testing.assert_close(found[3], expected[3])
 

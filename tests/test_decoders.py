@@ -21,9 +21,10 @@ from embedtune.config import build_experiment
 from embedtune.embed import backbone as backbone_module
 from embedtune.embed import precision as precision_module
 from embedtune.embed.backbone import load_backbone
+from embedtune.embed.backend import name_reading
 from embedtune.embed.encoder import TransformerEncoder
 from embedtune.embed.loading import load_weights
-from embedtune.embed.precision import name_precision, resolve_precision
+from embedtune.embed.precision import resolve_precision
 from embedtune.embed.quantization import check_quantization, make_quantization
 from embedtune.embed.store import EmbeddingStore
 from embedtune.errors import ConfigError, MissingExtraError, ResourceError
@@ -269,8 +270,8 @@ def test_name_precision_of_quantized_weights_holds_what_is_computed_in(
     monkeypatch: pytest.MonkeyPatch, has_bfloat16: bool, compute: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bfloat16)
-    assert name_precision("nf4", "cuda") == f"nf4+{compute}"
-    assert name_precision("float16", "cuda") == "float16"
+    assert name_reading("nf4", "cuda", "torch") == f"nf4+{compute}"
+    assert name_reading("float16", "cuda", "torch") == "float16"
 
 
 def test_quantized_weights_without_bitsandbytes_tell_the_pip_line(

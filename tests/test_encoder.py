@@ -21,7 +21,7 @@ from sklearn.pipeline import FeatureUnion, make_pipeline
 import embedtune
 from embedtune.embed import backbone as backbone_module
 from embedtune.embed import forward
-from embedtune.embed.backbone import load_backbone
+from embedtune.embed.backbone import load_backbone, release_backbones
 from embedtune.embed.encoder import TransformerEncoder
 from embedtune.errors import BackboneError, ConfigError, DataError, ResourceError
 from embedtune.progress import use_progress
@@ -258,6 +258,28 @@ def test_transform_halves_batches_that_memory_does_not_hold(
     expected = encode(tiny_bert, layers="all")
     fail_above(monkeypatch, 1)
     np.testing.assert_allclose(encode(tiny_bert, layers="all"), expected, rtol=0, atol=1e-5)
+
+
+def test_transform_remembers_the_size_that_memory_holds(
+    tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release_backbones()
+    tried: list[int] = []
+    fail_above(monkeypatch, 3)
+    run = forward._run
+
+    def record(backbone: Any, batch: Any, **settings: Any) -> Any:
+        tried.append(len(batch.ids))
+        return run(backbone, batch, **settings)
+
+    monkeypatch.setattr(forward, "_run", record)
+    texts = [f"gold {number}" for number in range(32)]
+    encode(tiny_bert, texts, batch_tokens=16 * 5)
+    assert max(tried) > 3
+    tried.clear()
+    encode(tiny_bert, texts, batch_tokens=16 * 5)
+    assert max(tried) <= 3
+    release_backbones()
 
 
 def test_transform_text_that_memory_does_not_hold_is_told(

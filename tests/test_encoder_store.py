@@ -10,10 +10,9 @@ import pytest
 from sklearn.base import clone
 
 from embedtune.embed import encoder as module
-from embedtune.embed import forward
 from embedtune.embed.encoder import TransformerEncoder
 from embedtune.embed.store import EmbeddingStore
-from encoder_cases import TEXTS, count_rows, encode
+from encoder_cases import TEXTS, count_rows, encode, watch_batches
 from tiny_models import build_tiny_bert
 
 
@@ -75,16 +74,15 @@ def test_transform_resumed_run_equals_an_undisturbed_one(
     texts = [" ".join(TEXTS[i % 6].split()[: 1 + i % 7]) + f" {i}" for i in range(40)]
     settings: dict[str, Any] = {"layers": "all", "precision": precision, "batch_tokens": 90}
     undisturbed = encode(tiny_llama, texts, store=tmp_path / "undisturbed", **settings)
-    run, done = forward.embed_batch, []
+    done: list[Any] = []
 
-    def run_until_killed(*args: Any, **kwargs: Any) -> Any:
+    def kill(rows: np.ndarray) -> None:
         if len(done) == n_done:
             raise Killed
-        done.append(1)
-        return run(*args, **kwargs)
+        done.append(rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(forward, "embed_batch", run_until_killed)
+        watch_batches(patch, kill)
         with pytest.raises(Killed):
             encode(tiny_llama, texts, store=tmp_path / "killed", **settings)
     batches = count_rows(monkeypatch)

@@ -114,6 +114,15 @@ def read_at_test_length(run: TaskRun, classifier: EmbedClassifier) -> EmbedClass
     return EmbedClassifier.from_fitted(views, classifier.head_)
 
 
+def name_readings(run: TaskRun) -> dict[str, str]:
+    """Return each transformer view's precision and backend, resolved, as in ``"bfloat16+openvino"``."""
+    return {
+        name: build_encoder(run, view, adapter=None).reading_
+        for name, view in run.experiment.embed.views.items()
+        if isinstance(view, TransformerView)
+    }
+
+
 def build_encoder(run: TaskRun, view: TransformerView, *, adapter: Path | None) -> TransformerEncoder:
     """Return a view's encoder over the run's store; `adapter` is a folder that fine-tuning wrote."""
     settings = run.experiment.embed
@@ -121,6 +130,7 @@ def build_encoder(run: TaskRun, view: TransformerView, *, adapter: Path | None) 
         **view.model_dump(exclude={"kind", "test_max_length", "precision"}),
         adapter=None if adapter is None else str(adapter),
         precision=view.precision or settings.precision,
+        backend=settings.backend,
         device=settings.device,
         device_map=settings.device_map,
         batch_tokens=settings.batch_tokens,

@@ -34,7 +34,7 @@ from embedtune.files import link_or_copy, replace_dir, write_json
 SCHEMA = 1
 
 #: Parameters of a TransformerEncoder that are the reader's machine's business, not the classifier's.
-_LOCAL_PARAMS = ("store", "adapter", "device", "device_map", "batch_tokens")
+_LOCAL_PARAMS = ("store", "adapter", "backend", "device", "device_map", "batch_tokens")
 _TRUSTED_PREFIXES = ("embedtune.heads.", "sklearn.", "numpy.", "scipy.sparse.")
 
 NamedEncoder = tuple[str, Any]

@@ -107,6 +107,7 @@ class EmbedConfig(_Part):
 
     views: dict[str, View] = Field(min_length=1)
     precision: Precision = "auto"
+    backend: Literal["auto", "torch", "openvino"] = "auto"
     device: str = "auto"
     device_map: Literal["auto", "balanced", "sequential"] | None = None
     batch_tokens: Literal["auto"] | Annotated[int, Field(ge=16)] = "auto"

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from embedtune.assemble import (
     build_encoder,
     build_prompt_classifier,
+    name_readings,
 )
 from embedtune.config import TransformerView
 from embedtune.data.prepare import fingerprint, prepare_splits
@@ -250,7 +251,10 @@ def compare(run: TaskRun) -> None:
                 for name, view in list_views(run, "frozen")
                 if run.experiment.embed.views[name] != view and isinstance(view, TransformerView)
             },
-            "environment": describe_environment(command=run.command, seeds=run.experiment.seeds),
+            "environment": {
+                **describe_environment(command=run.command, seeds=run.experiment.seeds),
+                "precision": name_readings(run),
+            },
         }
         cells = {arm: run.record(f"fit.{arm}")["result"].get("cells", {}) for arm in arms}
         if any(found for by_seed in cells.values() for found in by_seed.values()):

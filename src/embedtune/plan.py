@@ -290,7 +290,7 @@ def arm_key(run: TaskRun, arm: str) -> str:
         parts.append(experiment.fit.model_dump(exclude=unused))
     if arm in ("frozen", "frozen+", "tuned", "tuned+"):
         parts.append([[name, view.model_dump()] for name, view in list_views(run, arm)])
-        parts.append([experiment.embed.precision, experiment.embed.device])
+        parts.append([experiment.embed.precision, experiment.embed.backend, experiment.embed.device])
     if ARMS[arm].backbones == "tuned":
         parts.append(
             [

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from embedtune.embed.batching import MemoryLimit
 from embedtune.embed.checkpoints import (
     check_base,
     hash_adapter,
@@ -101,6 +102,8 @@ class Backbone:
         Where inputs go: of a model spread over several devices, the first.
     lock : threading.RLock
         Held while tokenizing or running: tokenizer settings and hooks belong to the object, not to a call.
+    limit : MemoryLimit
+        The largest pass, once memory ran out.
     """
 
     description: Description
@@ -111,6 +114,7 @@ class Backbone:
     precision: str
     device: str
     lock: Any = field(default_factory=threading.RLock, repr=False)
+    limit: MemoryLimit = field(default_factory=MemoryLimit, repr=False)
 
     @property
     def tokenizer(self) -> Any:

@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedtune.errors import ConfigError
+
+
+@dataclass
+class MemoryLimit:
+    """The most padded tokens that a pass may hold; None until memory first ran out."""
+
+    tokens: int | None = None
+
+    def allows(self, n_tokens: int) -> bool:
+        """Tell whether a pass of so many tokens may be tried."""
+        return self.tokens is None or n_tokens <= self.tokens
+
+    def lower(self, n_tokens: int) -> None:
+        """Remember that no more than `n_tokens` fit."""
+        self.tokens = n_tokens if self.tokens is None else min(self.tokens, n_tokens)
 
 
 def plan_batches(lengths: Sequence[int] | NDArray[np.integer], *, max_tokens: int) -> list[NDArray[np.intp]]:

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from embedtune.embed.backend import name_reading, resolve_backend
 from embedtune.embed.batching import plan_batches
-from embedtune.embed.pooling import check_pooling
-from embedtune.embed.precision import name_precision, resolve_device, resolve_precision
+from embedtune.embed.pooling import MODEL_POOLINGS, check_pooling
+from embedtune.embed.precision import resolve_device, resolve_precision
+from embedtune.embed.runner import Column, Runner, Vectors
 from embedtune.embed.store import EmbeddingStore, EmbeddingTable, StoreKey, column_name, hash_text
 from embedtune.embed.texts import FrozenEncoder, check_texts, find_distinct
 from embedtune.embed.tokens import Tokens, tokenize
@@ -22,8 +24,6 @@ from embedtune.progress import track
 
 if TYPE_CHECKING:
     from embedtune.embed.backbone import Backbone, Description
-
-Vectors = dict[int, NDArray[np.float32]]
 
 #: Padded tokens per batch, by kind of device.
 BATCH_TOKENS = {"cpu": 1024, "cuda": 32768, "mps": 8192}
@@ -45,7 +45,8 @@ class TransformerEncoder(FrozenEncoder):
         A folder, a Hub name, or ``"all-MiniLM-L6-v2"``, which comes as a package.
     layers : sequence of int, int, ``"all"`` or ``"lastK"``
         Hidden states: 0 is the embedding layer, negative numbers count from the end.
-    pooling : {"mean", "weighted_mean", "cls", "last", "max", "pooler", "mean_padded"}
+    pooling : {"mean", "weighted_mean", "cls", "last", "max", "pooler", "mean_padded"}, or several of the first five
+        Several are read in one pass: all layers under the first, then all under the second, and so on.
         ``weighted_mean`` gives the i-th token weight i, which suits a decoder (arXiv 2202.08904).
         ``pooler`` is the model's own pooler (last layer only); ``mean_padded`` pads to `max_length` and
         averages over padding too, as published LLMEmbed does. In a decoder the first token sees nothing but
@@ -54,7 +55,10 @@ class TransformerEncoder(FrozenEncoder):
         Tokens per text, special tokens and prefix included; the rest is cut off.
     precision : {"auto", "float32", "bfloat16", "float16", "int8", "nf4"}
         ``int8`` and ``nf4`` hold the weights in 8 and 4 bits (bitsandbytes; CUDA, or slowly a CPU) and compute in what
-        ``auto`` would be. An adapter stays beside such weights unmerged.
+        ``auto`` would be. An adapter stays beside such weights unmerged. Under OpenVINO ``int8`` also rounds
+        what the weights are multiplied with.
+    backend : {"auto", "torch", "openvino"}
+        What runs the model; see `embed.backend`. OpenVINO is the fastest on a CPU, and torch the exact one.
     adapter : str or Path, optional
         A folder that `embedtune.finetune.fine_tune` wrote.
     prefix : str
@@ -77,7 +81,7 @@ class TransformerEncoder(FrozenEncoder):
     layers_ : tuple of int
         Hidden-state numbers from 0, in the order of `layers`.
     widths_ : tuple of int
-        Columns per layer, in the same order.
+        Columns per layer (and pooling), in the same order.
     n_parameters_ : int or None
         Parameters of the backbone; None before it was loaded.
     last_n_computed_ : int
@@ -95,9 +99,10 @@ class TransformerEncoder(FrozenEncoder):
         model: str | Path = "all-MiniLM-L6-v2",
         *,
         layers: int | str | Sequence[int] = (-1,),
-        pooling: str = "mean",
+        pooling: str | Sequence[str] = "mean",
         max_length: int = 128,
         precision: str = "auto",
+        backend: str = "auto",
         adapter: str | Path | None = None,
         prefix: str = "",
         store: str | Path | EmbeddingStore | None = None,
@@ -112,6 +117,7 @@ class TransformerEncoder(FrozenEncoder):
         self.pooling = pooling
         self.max_length = max_length
         self.precision = precision
+        self.backend = backend
         self.adapter = adapter
         self.prefix = prefix
         self.store = store
@@ -136,8 +142,8 @@ class TransformerEncoder(FrozenEncoder):
 
         Returns
         -------
-        ndarray of float32, shape (n_texts, n_layers * width)
-            The layers side by side, in the order asked.
+        ndarray of float32, shape (n_texts, n_poolings * n_layers * width)
+            The layers side by side, in the order asked, pooling by pooling.
 
         Raises
         ------
@@ -155,14 +161,15 @@ class TransformerEncoder(FrozenEncoder):
         started = time.perf_counter()
         distinct, index = find_distinct(check_texts(X))
         layers = self._check()
+        columns = tuple((layer, pooling) for pooling in self._poolings for layer in layers)
         if self.store is None:
-            vectors, n_computed = self._compute_all(distinct, layers), len(distinct)
+            vectors, n_computed = self._compute_all(distinct, columns), len(distinct)
         else:
-            vectors, n_computed = self._compute_missing(distinct, layers, self._open_table())
-        columns = [vectors[layer][index] for layer in layers]
+            vectors, n_computed = self._compute_missing(distinct, columns, self._open_table())
         self.last_n_computed_ = n_computed
+        embeddings = np.concatenate([vectors[column][index] for column in columns], axis=1)
         self.last_seconds_ = time.perf_counter() - started
-        return np.concatenate(columns, axis=1)
+        return embeddings
 
     @property
     def layers_(self) -> tuple[int, ...]:
@@ -171,19 +178,45 @@ class TransformerEncoder(FrozenEncoder):
 
     @property
     def widths_(self) -> tuple[int, ...]:
-        """Columns per layer; reads the model's config."""
-        return (self._describe().width,) * len(self._check())
+        """Columns per layer and pooling; reads the model's config."""
+        return (self._describe().width,) * (len(self._check()) * len(self._poolings))
+
+    @property
+    def reading_(self) -> str:
+        """What decides how values are rounded, as in ``"bfloat16+openvino"``; reads the model's config."""
+        return name_reading(self.precision, resolve_device(self.device), self._resolve_backend())
+
+    @property
+    def _poolings(self) -> tuple[str, ...]:
+        return (self.pooling,) if isinstance(self.pooling, str) else tuple(self.pooling)
+
+    def _resolve_backend(self) -> str:
+        bound = self.device_map is not None or self.trust_remote_code
+        return resolve_backend(
+            self.backend,
+            precision=self.precision,
+            device=resolve_device(self.device),
+            pooling=self._poolings,
+            description=None if bound else self._describe(),
+        )
 
     def _check(self) -> tuple[int, ...]:
         """Validate the settings and return the layers' numbers."""
         from embedtune.embed.backbone import check_device_map, resolve_layers
 
-        check_pooling(self.pooling)
+        for pooling in self._poolings:
+            check_pooling(pooling)
+        if len(set(self._poolings)) < len(self._poolings) or not self._poolings:
+            raise ConfigError(f"pooling is {self.pooling!r}: give one name, or several different ones.")
+        if len(self._poolings) > 1 and set(self._poolings) & set(MODEL_POOLINGS):
+            raise ConfigError(
+                f"pooling {', '.join(MODEL_POOLINGS)} stands alone: give each an encoder of its own."
+            )
         check_device_map(self.device_map, self.device)
-        resolve_precision(self.precision, resolve_device(self.device))
+        resolve_precision(self.precision, resolve_device(self.device), backend=self._resolve_backend())
         described = self._describe()
         layers = resolve_layers(self.layers, described.n_layers, name=described.model_id)
-        if self.pooling == "pooler" and set(layers) != {described.n_layers}:
+        if "pooler" in self._poolings and set(layers) != {described.n_layers}:
             raise ConfigError(
                 f"pooling 'pooler' reads the last layer only, not {self.layers!r}: set layers to (-1,)."
             )
@@ -213,17 +246,28 @@ class TransformerEncoder(FrozenEncoder):
             self.model,
             adapter=self.adapter,
             revision=self.revision,
-            precision=self.precision,
+            # What is converted is converted exactly; OpenVINO rounds.
+            precision="float32" if self._resolve_backend() == "openvino" else self.precision,
             device=self.device,
             device_map=self.device_map,
             trust_remote_code=self.trust_remote_code,
         )
-        if self.pooling == "pooler" and not backbone.has_pooler:
+        if "pooler" in self._poolings and not backbone.has_pooler:
             raise BackboneError(
                 f"'{backbone.model_id}' has no trained pooler: set pooling to mean, cls or last."
             )
         self.n_parameters_ = backbone.n_parameters
         return backbone
+
+    def _make_runner(self, backbone: Backbone, columns: tuple[Column, ...]) -> Runner:
+        if self._resolve_backend() == "openvino":
+            from embedtune.embed.openvino import OpenVinoRunner
+
+            precision = resolve_precision(self.precision, backbone.device, backend="openvino")
+            return OpenVinoRunner(backbone, columns, precision=precision)
+        from embedtune.embed.forward import TorchRunner
+
+        return TorchRunner(backbone, columns, max_length=self.max_length)
 
     def _open_table(self) -> EmbeddingTable:
         described = self._describe()
@@ -235,30 +279,30 @@ class TransformerEncoder(FrozenEncoder):
             tokenizer=described.tokenizer_hash,
             max_length=self.max_length,
             prefix=self.prefix,
-            precision=name_precision(self.precision, resolve_device(self.device)),
+            precision=self.reading_,
         )
         return store.table(key)
 
-    def _compute_all(self, texts: list[str], layers: tuple[int, ...]) -> Vectors:
+    def _compute_all(self, texts: list[str], columns: tuple[Column, ...]) -> Vectors:
         width = self._describe().width
-        vectors = {layer: np.empty((len(texts), width), dtype=np.float32) for layer in layers}
+        vectors = {column: np.empty((len(texts), width), dtype=np.float32) for column in columns}
         missing = np.ones(len(texts), dtype=np.bool_)
-        with closing(self._run(texts, missing, layers)) as batches:
+        with closing(self._run(texts, missing, columns)) as batches:
             for rows, found in batches:
-                for layer, values in found.items():
-                    vectors[layer][rows] = values
+                for column, values in found.items():
+                    vectors[column][rows] = values
         return vectors
 
     def _compute_missing(
-        self, texts: list[str], layers: tuple[int, ...], table: EmbeddingTable
+        self, texts: list[str], columns: tuple[Column, ...], table: EmbeddingTable
     ) -> tuple[Vectors, int]:
         """Compute and store what the table lacks, then return what it holds: no repeat differs."""
         hashes = [hash_text(text) for text in texts]
-        names = {layer: column_name(layer, self.pooling) for layer in layers}
+        names = {column: column_name(*column) for column in columns}
         missing = table.find_missing(hashes, list(names.values()))
         waiting = _Waiting(table, hashes, names)
         try:
-            with closing(self._run(texts, missing, layers)) as batches:
+            with closing(self._run(texts, missing, columns)) as batches:
                 for rows, found in batches:
                     waiting.add(rows, found)
         finally:
@@ -267,11 +311,11 @@ class TransformerEncoder(FrozenEncoder):
         width = self._describe().width
         empty = np.empty((0, width), dtype=np.float32)
         return {
-            layer: stored[name].astype(np.float32) if texts else empty for layer, name in names.items()
+            column: stored[name].astype(np.float32) if texts else empty for column, name in names.items()
         }, int(missing.sum())
 
     def _run(
-        self, texts: list[str], missing: NDArray[np.bool_], layers: tuple[int, ...]
+        self, texts: list[str], missing: NDArray[np.bool_], columns: tuple[Column, ...]
     ) -> Generator[tuple[NDArray[np.intp], Vectors], None, None]:
         """Yield (rows, vectors) batch by batch for the missing texts.
 
@@ -280,29 +324,18 @@ class TransformerEncoder(FrozenEncoder):
         """
         if not missing.any():
             return
-        from embedtune.embed.forward import embed_batch
-
         backbone = self._load()
+        runner = self._make_runner(backbone, columns)
         with backbone.lock, track(f"embed with {backbone.model_id}", int(missing.sum()), unit="texts") as bar:
             tokens = tokenize(backbone.tokenizer, texts, max_length=self.max_length, prefix=self.prefix)
-            for batch in plan_batches(self._measure(tokens), max_tokens=self._budget(backbone.device)):
-                rows = batch[missing[batch]]
-                if len(rows):
-                    yield (
-                        rows,
-                        embed_batch(
-                            backbone,
-                            tokens,
-                            rows,
-                            layers=layers,
-                            pooling=self.pooling,
-                            max_length=self.max_length,
-                        ),
-                    )
-                    bar.advance(len(rows))
+            planned = plan_batches(self._measure(tokens), max_tokens=self._budget(backbone.device))
+            batches = (batch[missing[batch]] for batch in planned)
+            for rows, found in runner.run(tokens, (rows for rows in batches if len(rows))):
+                yield rows, found
+                bar.advance(len(rows))
 
     def _measure(self, tokens: Tokens) -> NDArray[np.int64]:
-        if self.pooling == "mean_padded":
+        if "mean_padded" in self._poolings:
             return np.full(len(tokens.ids), self.max_length, dtype=np.int64)
         return tokens.lengths
 
@@ -317,7 +350,7 @@ class TransformerEncoder(FrozenEncoder):
 class _Waiting:
     """Batches on their way into the store, committed whole and several at a time."""
 
-    def __init__(self, table: EmbeddingTable, hashes: list[bytes], names: dict[int, str]) -> None:
+    def __init__(self, table: EmbeddingTable, hashes: list[bytes], names: dict[Column, str]) -> None:
         self.table, self.hashes, self.names = table, hashes, names
         self.rows: list[NDArray[np.intp]] = []
         self.found: list[Vectors] = []
@@ -337,5 +370,5 @@ class _Waiting:
             hashes = [self.hashes[row] for row in np.concatenate(rows)]
             self.table.append(
                 hashes,
-                {name: np.concatenate([f[layer] for f in found]) for layer, name in self.names.items()},
+                {name: np.concatenate([f[column] for f in found]) for column, name in self.names.items()},
             )

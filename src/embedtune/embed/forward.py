@@ -1,21 +1,47 @@
-"""Running batches through a backbone: padded, pooled, halved when memory runs out."""
+"""Running batches through a backbone in torch: padded, pooled, halved when memory runs out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from embedtune.embed.backbone import Backbone
 from embedtune.embed.hidden import read_hidden
 from embedtune.embed.pooling import OWN_TOKENS, pool, pool_all_positions
 from embedtune.embed.quantization import hush_bitsandbytes
+from embedtune.embed.runner import Column, Vectors, check_finite
 from embedtune.embed.tokens import PaddedBatch, Tokens, pad_tokens, pick_pad_id
-from embedtune.errors import BackboneError, ResourceError
+from embedtune.errors import ResourceError
 
-Vectors = dict[int, NDArray[np.float32]]
+
+class TorchRunner:
+    """Runs a backbone in torch, on any device.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    columns : sequence of (int, str)
+        ``pooler`` and ``mean_padded`` go with no other pooling.
+    max_length : int
+        Padded to with ``mean_padded``; otherwise a batch's longest row decides.
+    """
+
+    def __init__(self, backbone: Backbone, columns: Sequence[Column], *, max_length: int) -> None:
+        self.backbone, self.columns, self.max_length = backbone, tuple(columns), max_length
+
+    def run(
+        self, tokens: Tokens, batches: Iterable[NDArray[np.intp]]
+    ) -> Iterator[tuple[NDArray[np.intp], Vectors]]:
+        """Yield each batch's rows and vectors."""
+        for rows in batches:
+            yield (
+                rows,
+                embed_batch(self.backbone, tokens, rows, columns=self.columns, max_length=self.max_length),
+            )
 
 
 def embed_batch(
@@ -23,11 +49,12 @@ def embed_batch(
     tokens: Tokens,
     rows: NDArray[np.intp],
     *,
-    layers: Sequence[int],
-    pooling: str,
+    columns: Sequence[Column],
     max_length: int,
 ) -> Vectors:
     """Embed some texts in one forward pass, or in several halves where memory doesn't hold them all.
+
+    The size that worked is remembered with the backbone, so that later batches don't run out of memory again.
 
     Parameters
     ----------
@@ -35,15 +62,14 @@ def embed_batch(
     tokens : Tokens
     rows : ndarray of intp, shape (n_rows,)
         Which of the texts.
-    layers : sequence of int
-        Hidden-state numbers.
-    pooling : str
+    columns : sequence of (int, str)
+        Hidden-state numbers and poolings.
     max_length : int
         Padded to with ``mean_padded``; otherwise the longest row decides.
 
     Returns
     -------
-    dict of int to ndarray of float32, shape (n_rows, width)
+    dict of (int, str) to ndarray of float32, shape (n_rows, width)
 
     Raises
     ------
@@ -52,20 +78,18 @@ def embed_batch(
     BackboneError
         If the values overflow the precision.
     """
-    n_tokens = max_length if pooling == "mean_padded" else None
-    batch = pad_tokens(tokens, rows, pad_id=pick_pad_id(backbone.tokenizer), n_tokens=n_tokens)
-    try:
-        vectors = _run(backbone, batch, layers=layers, pooling=pooling)
-    except torch.OutOfMemoryError:
-        vectors = None
+    n_tokens = max_length if any(pooling == "mean_padded" for _, pooling in columns) else None
+    longest = n_tokens or max(len(tokens.ids[row]) for row in rows)
+    vectors = None
+    if backbone.limit.allows(len(rows) * longest) or len(rows) == 1:
+        batch = pad_tokens(tokens, rows, pad_id=pick_pad_id(backbone.tokenizer), n_tokens=n_tokens)
+        try:
+            vectors = _run(backbone, batch, columns=columns)
+        except torch.OutOfMemoryError:
+            backbone.limit.lower(len(rows) * longest // 2)
     if vectors is None:  # outside the handler, whose traceback would keep the activations alive
-        return _embed_halves(backbone, tokens, rows, layers=layers, pooling=pooling, max_length=max_length)
-    for layer, values in vectors.items():
-        if not np.isfinite(values).all():
-            raise BackboneError(
-                f"layer {layer} of '{backbone.model_id}' gives values that aren't finite in {backbone.precision}: "
-                "set precision to float32, or check the checkpoint."
-            )
+        return _embed_halves(backbone, tokens, rows, columns=columns, max_length=max_length)
+    check_finite(vectors, model_id=backbone.model_id, precision=backbone.precision)
     return vectors
 
 
@@ -74,8 +98,7 @@ def _embed_halves(
     tokens: Tokens,
     rows: NDArray[np.intp],
     *,
-    layers: Sequence[int],
-    pooling: str,
+    columns: Sequence[Column],
     max_length: int,
 ) -> Vectors:
     if len(rows) == 1:
@@ -87,37 +110,41 @@ def _embed_halves(
         torch.cuda.empty_cache()
     middle = len(rows) // 2
     first, second = (
-        embed_batch(backbone, tokens, half, layers=layers, pooling=pooling, max_length=max_length)
+        embed_batch(backbone, tokens, half, columns=columns, max_length=max_length)
         for half in (rows[:middle], rows[middle:])
     )
-    return {layer: np.concatenate([first[layer], second[layer]]) for layer in first}
+    return {column: np.concatenate([first[column], second[column]]) for column in first}
 
 
-def _run(backbone: Backbone, batch: PaddedBatch, *, layers: Sequence[int], pooling: str) -> Vectors:
+def _run(backbone: Backbone, batch: PaddedBatch, *, columns: Sequence[Column]) -> Vectors:
     device = torch.device(backbone.device)
     inputs = {
         "input_ids": torch.from_numpy(batch.ids).to(device),
         "attention_mask": torch.from_numpy(batch.mask).to(device),
     }
-    counted = torch.from_numpy(batch.counted if pooling in OWN_TOKENS else batch.mask.astype(bool)).to(device)
-    with hush_bitsandbytes(), torch.inference_mode():
-        if pooling == "pooler":
-            pooled = {backbone.n_layers: backbone.model(**inputs).pooler_output.float()}
-        elif pooling == "mean_padded":
-            pooled = read_hidden(
-                backbone.model,
-                backbone.stack,
-                inputs,
-                layers=layers,
-                reduce=lambda hidden: pool_all_positions(hidden.float(), counted),
-            )
-        else:
-            pooled = read_hidden(
-                backbone.model,
-                backbone.stack,
-                inputs,
-                layers=layers,
+    own = torch.from_numpy(batch.counted).to(device)
+    read = inputs["attention_mask"].bool()
+    poolings: dict[int, list[str]] = {}
+    for layer, pooling in columns:
+        poolings.setdefault(layer, []).append(pooling)
+
+    def reduce(layer: int, hidden: Tensor) -> dict[Column, Tensor]:
+        found = {}
+        for pooling in poolings[layer]:
+            if pooling == "mean_padded":
+                found[layer, pooling] = pool_all_positions(hidden.float(), own)
+            else:
                 # A model spread over devices leaves its hidden states where each layer is.
-                reduce=lambda hidden: pool(hidden, counted.to(hidden.device), pooling),
+                counted = (own if pooling in OWN_TOKENS else read).to(hidden.device)
+                found[layer, pooling] = pool(hidden, counted, pooling)
+        return found
+
+    with hush_bitsandbytes(), torch.inference_mode():
+        if any(pooling == "pooler" for _, pooling in columns):
+            pooled = {(backbone.n_layers, "pooler"): backbone.model(**inputs).pooler_output.float()}
+        else:
+            by_layer = read_hidden(
+                backbone.model, backbone.stack, inputs, layers=list(poolings), reduce=reduce
             )
-        return {layer: values.cpu().numpy() for layer, values in pooled.items()}
+            pooled = {column: values for found in by_layer.values() for column, values in found.items()}
+        return {column: values.cpu().numpy() for column, values in pooled.items()}

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+Found = TypeVar("Found")
 
 
 class _Enough(Exception):
@@ -37,7 +39,7 @@ def find_stack(
             if not isinstance(stack, nn.ModuleList) or len(stack) != n_layers:
                 continue
             found = read_hidden(
-                model, stack, inputs, layers=range(n_layers + 1), reduce=lambda hidden: hidden
+                model, stack, inputs, layers=range(n_layers + 1), reduce=lambda _, hidden: hidden
             )
             if len(found) == n_layers + 1 and all(
                 torch.allclose(
@@ -55,8 +57,8 @@ def read_hidden(
     inputs: dict[str, Tensor],
     *,
     layers: Sequence[int],
-    reduce: Callable[[Tensor], Tensor],
-) -> dict[int, Tensor]:
+    reduce: Callable[[int, Tensor], Found],
+) -> dict[int, Found]:
     """Run the model as far as needed and reduce the hidden states asked for.
 
     Parameters
@@ -70,33 +72,33 @@ def read_hidden(
     layers : sequence of int
         Hidden-state numbers, 0 to the number of layers.
     reduce : callable
-        Applied to each (n_texts, n_tokens, width) tensor, which is then let go.
+        Applied to each layer's number and (n_texts, n_tokens, width) tensor, which is then let go.
 
     Returns
     -------
-    dict of int to Tensor
+    dict of int to whatever `reduce` returns
         One entry per distinct layer.
     """
     if stack is None:
         states = model(**inputs, output_hidden_states=True).hidden_states
-        return {k: reduce(states[k]) for k in dict.fromkeys(layers)}
-    found: dict[int, Tensor] = {}
+        return {k: reduce(k, states[k]) for k in dict.fromkeys(layers)}
+    found: dict[int, Found] = {}
     with _watch_inputs(stack, set(layers), found, reduce), contextlib.suppress(_Enough):
         output = model(**inputs)
         if len(stack) in layers:
-            found[len(stack)] = reduce(output.last_hidden_state)
+            found[len(stack)] = reduce(len(stack), output.last_hidden_state)
     return found
 
 
 @contextlib.contextmanager
 def _watch_inputs(
-    stack: nn.ModuleList, wanted: set[int], found: dict[int, Tensor], reduce: Callable[[Tensor], Tensor]
+    stack: nn.ModuleList, wanted: set[int], found: dict[int, Found], reduce: Callable[[int, Tensor], Found]
 ) -> Iterator[None]:
     highest = max(wanted)
 
     def watch(number: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def before_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            found[number] = reduce(args[0] if args else kwargs["hidden_states"])
+            found[number] = reduce(number, args[0] if args else kwargs["hidden_states"])
             if number == highest:
                 raise _Enough
 

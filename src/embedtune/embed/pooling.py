@@ -26,7 +26,8 @@ def pool_weighted_mean(hidden: Tensor, mask: Tensor) -> Tensor:
 
     Muennighoff, "SGPT: GPT Sentence Embeddings for Semantic Search", arXiv 2202.08904, equation 2.
     """
-    weights = (mask.cumsum(dim=1) * mask).unsqueeze(-1)
+    counts = mask.long()  # what sums booleans is up to the backend
+    weights = (counts.cumsum(dim=1) * counts).unsqueeze(-1)
     kept = hidden.masked_fill(~mask.unsqueeze(-1), 0.0)
     return (kept * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 

@@ -43,12 +43,12 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def resolve_precision(precision: str, device: str) -> str:
+def resolve_precision(precision: str, device: str, *, backend: str = "torch") -> str:
     """Return ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"int8"`` or ``"nf4"``.
 
     ``"auto"`` is bfloat16 on a CPU that multiplies it in hardware and float32 on any other (where half
     precision is up to a hundred times slower); bfloat16 on a CUDA device that has it, else float16; float32
-    elsewhere.
+    elsewhere. Torch needs bitsandbytes for quantized weights, OpenVINO nothing.
 
     Raises
     ------
@@ -62,7 +62,7 @@ def resolve_precision(precision: str, device: str) -> str:
         raise ConfigError(
             f"precision {precision!r} is unknown{nearest}: choose one of {', '.join(PRECISIONS)}."
         )
-    if precision in QUANTIZED:
+    if precision in QUANTIZED and backend == "torch":
         check_quantization(precision, device)
     if precision != "auto":
         return precision
@@ -78,13 +78,6 @@ def resolve_precision(precision: str, device: str) -> str:
 def resolve_compute(precision: str, device: str) -> str:
     """Return the precision that products are computed in: of quantized weights, what ``"auto"`` is there."""
     return resolve_precision("auto", device) if precision in QUANTIZED else precision
-
-
-def name_precision(precision: str, device: str) -> str:
-    """Return all that decides how values are rounded: of quantized weights also what products are computed in."""
-    resolved = resolve_precision(precision, device)
-    compute = resolve_compute(resolved, device)
-    return resolved if compute == resolved else f"{resolved}+{compute}"
 
 
 @functools.cache

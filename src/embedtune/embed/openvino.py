@@ -1,0 +1,198 @@
+"""Running a backbone through OpenVINO on the CPU: converted once, batches side by side, pooled inside the graph."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from embedtune.embed.backbone import Backbone
+from embedtune.embed.pooling import OWN_TOKENS, pool
+from embedtune.embed.precision import multiplies_bfloat16
+from embedtune.embed.quiet import hush_libraries
+from embedtune.embed.runner import Column, Vectors, check_finite
+from embedtune.embed.tokens import Tokens, pad_tokens, pick_pad_id
+from embedtune.errors import BackboneError
+
+#: Columns of a weight matrix's input that share a scale, found anew for each token.
+ACTIVATION_GROUP = 128
+
+#: Compiled graphs kept for the next encoder that reads the same columns.
+_N_KEPT = 2
+
+_compiled: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+_lock = threading.RLock()
+
+
+class OpenVinoRunner:
+    """Runs a float32 backbone as a compiled graph that puts out pooled columns.
+
+    One stream per thread, each a batch of its own: a small model's layers are too short to share between cores. A
+    text's vector does not depend on the number of threads.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        In float32 on the CPU.
+    columns : sequence of (int, str)
+    precision : {"float32", "bfloat16", "int8"}
+        ``int8`` holds weights in 8 bits with a scale per output channel, and rounds their input to 8 bits with a
+        scale per token and `ACTIVATION_GROUP` columns; all else is computed in bfloat16 where the processor has it.
+
+    Raises
+    ------
+    BackboneError
+        If OpenVINO can't convert the model.
+
+    References
+    ----------
+    Dynamic quantization of activations: Zafrir et al. 2019, "Q8BERT", arXiv:1910.06188.
+    """
+
+    def __init__(self, backbone: Backbone, columns: Sequence[Column], *, precision: str) -> None:
+        self.backbone, self.columns, self.precision = backbone, tuple(columns), precision
+        self._n_streams = torch.get_num_threads()
+        self._model = _compile(backbone, self.columns, precision, n_streams=self._n_streams)
+
+    def run(
+        self, tokens: Tokens, batches: Iterable[NDArray[np.intp]]
+    ) -> Iterator[tuple[NDArray[np.intp], Vectors]]:
+        """Yield each batch's rows and vectors; the batches after it are already being read."""
+        idle = [self._model.create_infer_request() for _ in range(self._n_streams + 1)]
+        running: deque[tuple[Any, NDArray[np.intp]]] = deque()
+        pad_id = pick_pad_id(self.backbone.tokenizer)
+        try:
+            for rows in batches:
+                if not idle:
+                    request, done = running.popleft()
+                    yield done, self._collect(request)
+                    idle.append(request)
+                batch = pad_tokens(tokens, rows, pad_id=pad_id)
+                request = idle.pop()
+                request.start_async([batch.ids, batch.mask, batch.counted])
+                running.append((request, rows))
+            while running:
+                request, done = running.popleft()
+                yield done, self._collect(request)
+        finally:
+            for request, _ in running:
+                request.wait()
+
+    def _collect(self, request: Any) -> Vectors:
+        request.wait()
+        vectors = {
+            column: request.get_output_tensor(number).data.copy()
+            for number, column in enumerate(self.columns)
+        }
+        check_finite(
+            vectors,
+            model_id=self.backbone.model_id,
+            precision=f"OpenVINO's {self.precision}",
+            advice="set backend to torch",
+        )
+        return vectors
+
+
+class _Reading(nn.Module):
+    """What is converted: token ids and masks in, pooled columns out."""
+
+    def __init__(self, model: nn.Module, columns: Sequence[Column]) -> None:
+        super().__init__()
+        self.model, self.columns = model, columns
+
+    def forward(self, ids: Tensor, mask: Tensor, counted: Tensor) -> tuple[Tensor, ...]:
+        states = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
+        read = mask.bool()
+        return tuple(
+            pool(states[layer], counted if pooling in OWN_TOKENS else read, pooling)
+            for layer, pooling in self.columns
+        )
+
+
+def _compile(backbone: Backbone, columns: tuple[Column, ...], precision: str, *, n_streams: int) -> Any:
+    import openvino
+
+    key = (backbone.description, columns, precision, n_streams)
+    with _lock:
+        if key not in _compiled:
+            while len(_compiled) >= _N_KEPT:
+                _compiled.popitem(last=False)
+            graph = _convert(backbone, columns)
+            settings = {
+                "INFERENCE_PRECISION_HINT": "f32",
+                "NUM_STREAMS": str(n_streams),
+                "INFERENCE_NUM_THREADS": str(n_streams),
+                "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+            }
+            if precision == "bfloat16" or (precision == "int8" and multiplies_bfloat16()):
+                settings["INFERENCE_PRECISION_HINT"] = "bf16"
+            if precision == "int8":
+                _quantize_weights(graph)
+                settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = str(ACTIVATION_GROUP)
+            _compiled[key] = openvino.Core().compile_model(graph, "CPU", settings)
+        _compiled.move_to_end(key)
+        return _compiled[key]
+
+
+def _convert(backbone: Backbone, columns: tuple[Column, ...]) -> Any:
+    """Return the graph, with batch and length left open; what lies above the highest layer asked for falls away.
+
+    Through the frontend itself: `openvino.convert_model` does the same and reports usage to its makers.
+    """
+    import openvino
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    # Two lengths and a padded row: an example without padding would be converted without a mask.
+    ids = torch.tensor([[2, 3, 4, 5, 6, 7, 8], [2, 3, 4, 5, 6, 7, 8]])
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0, 0]])
+    try:
+        with hush_libraries(), warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            frontend = FrontEndManager().load_by_framework("pytorch")
+            traced = TorchScriptPythonDecoder(
+                _Reading(backbone.model, columns), example_input=(ids, mask, mask.bool())
+            )
+            graph = frontend.convert(frontend.load(traced))
+    except Exception as error:
+        raise BackboneError(
+            f"'{backbone.model_id}' can't be converted for OpenVINO ({str(error).strip().splitlines()[0][:200]}): "
+            "set backend to torch."
+        ) from error
+    for parameter in graph.inputs:
+        parameter.get_node().set_partial_shape(openvino.PartialShape([-1, -1]))
+    graph.validate_nodes_and_infer_types()
+    return graph
+
+
+def _quantize_weights(graph: Any) -> None:
+    """Put 8-bit weights with a scale per output channel in the place of every matrix that texts are multiplied with."""
+    import openvino
+    from openvino import opset13 as operations
+
+    for node in graph.get_ordered_ops():
+        if node.get_type_name() != "MatMul":
+            continue
+        constant = node.input(1).get_source_output().get_node()
+        if constant.get_type_name() == "Convert":
+            constant = constant.input(0).get_source_output().get_node()
+        if constant.get_type_name() != "Constant" or constant.data.ndim != 2:
+            continue
+        weights = constant.data.astype(np.float32)
+        inputs_axis = 1 if node.get_attributes()["transpose_b"] else 0
+        scale = np.abs(weights).max(axis=inputs_axis, keepdims=True) / 127
+        scale[scale == 0] = 1
+        rounded = np.round(weights / scale).astype(np.int8)
+        restored = operations.multiply(
+            operations.convert(operations.constant(rounded, dtype=openvino.Type.i8), "f32"),
+            operations.constant(scale.astype(np.float32)),
+        )
+        node.input(1).replace_source_output(restored.output(0))
+    graph.validate_nodes_and_infer_types()

@@ -1,0 +1,187 @@
+"""OpenVINO as the backend: the same numbers as torch, in every family, pooling and layer."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tiny_models
+from embedtune.embed import backend as module
+from embedtune.embed.backend import name_reading, resolve_backend
+from embedtune.embed.encoder import TransformerEncoder
+from embedtune.embed.precision import multiplies_bfloat16
+from embedtune.errors import BackboneError, ConfigError, MissingExtraError
+from encoder_cases import TEXTS, encode
+
+POOLINGS = ("mean", "weighted_mean", "cls", "last", "max")
+#: Enough texts of different lengths for several batches.
+MANY = [f"{text} {number} {'rose ' * (number % 7)}" for number in range(40) for text in TEXTS]
+
+
+def min_cosine(left: np.ndarray, right: np.ndarray) -> float:
+    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    return float(((left * right).sum(axis=1) / norms).min())
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "llama", "qwen3"])
+def test_float32_equals_torch_in_every_layer_and_pooling(family: str, tmp_path: Path) -> None:
+    model = getattr(tiny_models, f"build_tiny_{family}")(tmp_path / family)
+    settings = {"layers": "all", "pooling": POOLINGS}
+    expected = encode(model, backend="torch", **settings)
+    found = encode(model, backend="openvino", **settings)
+    np.testing.assert_allclose(found, expected, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("precision", "least"), [("bfloat16", 0.999), ("int8", 0.98)])
+def test_half_precision_and_int8_stay_close_on_the_real_model(precision: str, least: float) -> None:
+    if precision == "bfloat16" and not multiplies_bfloat16():
+        pytest.skip("this processor has no bfloat16 instructions")
+    texts = [text for text in MANY if text.strip()]
+    exact = encode("all-MiniLM-L6-v2", texts, layers=(-1, 3))
+    found = encode("all-MiniLM-L6-v2", texts, layers=(-1, 3), precision=precision, backend="openvino")
+    assert least < min_cosine(found, exact) < 1.0
+
+
+def test_family_whose_padding_overflows_is_told_and_never_chosen(tmp_path: Path) -> None:
+    model = tiny_models.build_tiny_modernbert(tmp_path / "modernbert")
+    assert "openvino" not in TransformerEncoder(model, precision="bfloat16").reading_
+    with pytest.raises(BackboneError, match="aren't finite in OpenVINO's float32: set backend to torch"):
+        encode(model, backend="openvino")
+
+
+def test_prefix_is_left_out_as_in_torch(tiny_bert: Path) -> None:
+    settings = {"prefix": "query: ", "pooling": ("mean", "cls", "max")}
+    expected = encode(tiny_bert, backend="torch", **settings)
+    np.testing.assert_allclose(encode(tiny_bert, backend="openvino", **settings), expected, atol=1e-5)
+
+
+def test_rows_do_not_depend_on_the_batches(tiny_bert: Path) -> None:
+    expected = encode(tiny_bert, MANY, backend="openvino")
+    for batch_tokens in (1, 64, 100_000):
+        found = encode(tiny_bert, MANY, backend="openvino", batch_tokens=batch_tokens)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_tuned_weights_are_read(tiny_bert: Path, tmp_path: Path) -> None:
+    other = tiny_models.build_tiny_bert(tmp_path / "other", seed=1)
+    first, second = (encode(model, backend="openvino") for model in (tiny_bert, other))
+    assert np.abs(first - second).max() > 0.1
+    np.testing.assert_allclose(second, encode(other, backend="torch"), atol=1e-5)
+
+
+def test_store_keeps_backends_apart(tiny_bert: Path, tmp_path: Path) -> None:
+    for backend in ("torch", "openvino", "torch"):
+        encoder = TransformerEncoder(
+            tiny_bert, precision="float32", backend=backend, store=tmp_path / "store"
+        )
+        encoder.transform(TEXTS)
+    assert encoder.last_n_computed_ == 0
+    encoder = TransformerEncoder(tiny_bert, precision="float32", backend="openvino", store=tmp_path / "store")
+    assert encoder.reading_ == "float32+openvino"
+    encoder.transform([*TEXTS, "one more"])
+    assert encoder.last_n_computed_ == 1
+
+
+def test_usage_is_not_reported(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    telemetry = pytest.importorskip("openvino_telemetry")
+
+    def refuse(*args: object, **settings: object) -> None:
+        raise AssertionError("telemetry was started")
+
+    monkeypatch.setattr(telemetry.Telemetry, "__init__", refuse)
+    encode(tiny_bert, ["a text"], backend="openvino", layers=(1,))
+
+
+def test_model_that_cannot_be_converted_is_told_in_one_line(
+    tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from openvino.frontend.pytorch import ts_decoder
+
+    def refuse(*args: object, **settings: object) -> None:
+        raise RuntimeError("no such operation\nand much more")
+
+    monkeypatch.setattr(ts_decoder.TorchScriptPythonDecoder, "__init__", refuse)
+    with pytest.raises(BackboneError, match=r"converted for OpenVINO \(no such operation\): set"):
+        encode(tiny_bert, backend="openvino", layers=(0, 1))
+
+
+@pytest.fixture
+def described(tiny_bert: Path) -> object:
+    return TransformerEncoder(tiny_bert)._describe()
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "pooling", "expected"),
+    [
+        ("bfloat16", "cpu", "mean", "openvino"),
+        ("int8", "cpu", "mean", "openvino"),
+        ("float32", "cpu", "mean", "torch"),
+        ("nf4", "cpu", "mean", "torch"),
+        ("bfloat16", "cuda", "mean", "torch"),
+        ("bfloat16", "cpu", "mean_padded", "torch"),
+    ],
+)
+def test_auto_takes_openvino_where_it_pays_and_may_round(
+    described: object, precision: str, device: str, pooling: str, expected: str
+) -> None:
+    found = resolve_backend(
+        "auto", precision=precision, device=device, pooling=(pooling,), description=described
+    )
+    assert found == expected
+
+
+def test_auto_without_the_package_is_torch_and_asking_is_refused(
+    described: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    settings = {"precision": "bfloat16", "device": "cpu", "pooling": ("mean",), "description": described}
+    assert resolve_backend("auto", **settings) == "torch"
+    with pytest.raises(MissingExtraError, match=r"pip install 'embedtune\[openvino\]'"):
+        resolve_backend("openvino", **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"backend": "onnx"}, "backend 'onnx' is unknown"),
+        ({"pooling": ("pooler",)}, "set backend to torch"),
+        ({"precision": "nf4"}, "does not compute in 'nf4'"),
+        ({"device": "cuda"}, "set backend to torch"),
+    ],
+)
+def test_what_openvino_cannot_do_is_refused(settings: dict[str, object], message: str) -> None:
+    asked = {"backend": "openvino", "precision": "auto", "device": "cpu", "pooling": ("mean",), **settings}
+    backend = str(asked.pop("backend"))
+    with pytest.raises(ConfigError, match=message):
+        resolve_backend(backend, **asked, description=None)  # type: ignore[arg-type]
+
+
+def test_reading_names_precision_and_backend() -> None:
+    assert name_reading("float32", "cpu", "openvino") == "float32+openvino"
+    compute = "bfloat16" if multiplies_bfloat16() else "float32"
+    assert name_reading("int8", "cpu", "openvino") == f"int8+{compute}+openvino"
+
+
+def test_importing_the_encoder_brings_in_no_openvino() -> None:
+    import subprocess
+
+    code = "import sys, embedtune; embedtune.TransformerEncoder(); print('openvino' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_several_poolings_are_those_of_single_passes(tiny_bert: Path) -> None:
+    both = encode(tiny_bert, layers=(1, 3), pooling=("cls", "mean"))
+    apart = [encode(tiny_bert, layers=(1, 3), pooling=pooling) for pooling in ("cls", "mean")]
+    np.testing.assert_array_equal(both, np.concatenate(apart, axis=1))
+    encoder = TransformerEncoder(tiny_bert, layers=(1, 3), pooling=("cls", "mean"))
+    assert sum(encoder.widths_) == both.shape[1]
+
+
+@pytest.mark.parametrize("pooling", [(), ("mean", "mean"), ("mean", "pooler"), ("mean", "average")])
+def test_poolings_that_do_not_go_together_are_refused(tiny_bert: Path, pooling: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match="pooling"):
+        encode(tiny_bert, layers=(-1,), pooling=pooling)
