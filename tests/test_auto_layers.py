@@ -25,6 +25,7 @@ SETTINGS = [
     "embed.views.bert.pooling=cls",
     "compare.arms=[frozen,frozen+,tuned]",
     "finetune.epochs=1",
+    "embed.backend=torch",
 ]
 N_PILOT = 100
 
@@ -153,7 +154,12 @@ def test_second_call_does_nothing_again(
 def test_chosen_layers_named_in_the_settings_give_the_same_frozen_figures(
     recipe: Path, counted: tuple[Path, Counter[int]], tmp_path: Path
 ) -> None:
-    named = [SETTINGS[0].replace("auto", "[2,1,0]"), *SETTINGS[1:2], "compare.arms=[frozen,frozen+]"]
+    named = [
+        SETTINGS[0].replace("auto", "[2,1,0]"),
+        *SETTINGS[1:2],
+        SETTINGS[-1],
+        "compare.arms=[frozen,frozen+]",
+    ]
     assert call("run", recipe, "--out", tmp_path / "run", *named).exit_code == 0
     found, expected = read_figures(tmp_path / "run"), read_figures(counted[0])
     assert found["arms"]["frozen"] == expected["arms"]["frozen"]

@@ -157,7 +157,9 @@ def test_quantized_weights_are_read_as_their_definition_says(
     exact = read_slowly(model, tokenizer, TEXTS, pooling="mean")
     round_linear_layers(model, kind)
     expected = read_slowly(model, tokenizer, TEXTS, pooling="mean")
-    found = encode(wide_llama, layers="all", precision=kind, max_length=48).reshape(expected.shape)
+    found = encode(wide_llama, backend="torch", layers="all", precision=kind, max_length=48).reshape(
+        expected.shape
+    )
     assert np.abs(found - expected).max() < atol * np.abs(expected).max()
     if kind == "nf4":
         assert np.abs(found - expected).max() < 0.2 * np.abs(exact - expected).max()
@@ -181,8 +183,8 @@ def test_quantized_weights_stay_quantized_and_are_counted_whole(
 @quantized
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_quantized_text_does_not_depend_on_its_neighbours(wide_llama: Path, kind: str) -> None:
-    alone = encode(wide_llama, precision=kind, batch_tokens=1)
-    together = encode(wide_llama, precision=kind, batch_tokens=10_000)
+    alone = encode(wide_llama, backend="torch", precision=kind, batch_tokens=1)
+    together = encode(wide_llama, backend="torch", precision=kind, batch_tokens=10_000)
     assert cosines(alone, together).min() > 0.999
 
 
@@ -191,7 +193,7 @@ def test_quantized_reading_is_quiet(
     wide_llama: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     backbone_module._loaded.clear()
-    encode(wide_llama, precision="int8")
+    encode(wide_llama, backend="torch", precision="int8")
     assert capfd.readouterr() == ("", "")
     assert not caplog.records
 
@@ -199,7 +201,8 @@ def test_quantized_reading_is_quiet(
 @quantized
 def test_quantized_embeddings_have_tables_of_their_own(wide_llama: Path, tmp_path: Path) -> None:
     vectors = [
-        encode(wide_llama, precision=precision, store=tmp_path) for precision in ("float32", "int8", "nf4")
+        encode(wide_llama, backend="torch", precision=precision, store=tmp_path)
+        for precision in ("float32", "int8", "nf4")
     ]
     tables = EmbeddingStore(tmp_path).list()
     compute = resolve_precision("auto", "cpu")
@@ -209,7 +212,9 @@ def test_quantized_embeddings_have_tables_of_their_own(wide_llama: Path, tmp_pat
         f"nf4+{compute}",
     ]
     assert not np.array_equal(vectors[0], vectors[1])
-    np.testing.assert_array_equal(encode(wide_llama, precision="nf4", store=tmp_path), vectors[2])
+    np.testing.assert_array_equal(
+        encode(wide_llama, backend="torch", precision="nf4", store=tmp_path), vectors[2]
+    )
 
 
 @quantized
@@ -235,13 +240,13 @@ def test_adapter_stays_beside_quantized_weights(wide_llama: Path, tmp_path: Path
     base = adapted.get_base_model()
     round_linear_layers(base, kind)
     expected = read_slowly(base, tokenizer, TEXTS, pooling="mean")
-    found = encode(wide_llama, layers="all", precision=kind, adapter=tmp_path, max_length=48)
+    found = encode(wide_llama, backend="torch", layers="all", precision=kind, adapter=tmp_path, max_length=48)
     assert np.abs(found.reshape(expected.shape) - expected).max() < 0.05 * np.abs(expected).max()
     backbone = load_backbone(wide_llama, adapter=tmp_path, precision=kind, device="cpu")
     assert backbone.stack is not None
     names = [name for name, _ in backbone.model.named_parameters() if "lora_A" in name]
     assert len(names) == 4 * 7
-    plain = encode(wide_llama, layers="all", precision=kind, max_length=48)
+    plain = encode(wide_llama, backend="torch", layers="all", precision=kind, max_length=48)
     assert np.abs(found - plain).max() > 0.3 * np.abs(expected).max()
 
 

@@ -249,7 +249,13 @@ def test_qlora_adapter_reads_with_quantized_and_full_weights(
     assert stored == {torch.uint8 if kind == "nf4" else torch.int8}
     expected = read_hidden_states(trained, transformers.AutoTokenizer.from_pretrained(llama), make_rows(6)[0])
     # One text at a time: which columns LLM.int8() keeps in float16 depends on all rows of a batch.
-    settings: dict[str, Any] = {"layers": "all", "max_length": 64, "device": "cpu", "batch_tokens": 1}
+    settings: dict[str, Any] = {
+        "layers": "all",
+        "max_length": 64,
+        "device": "cpu",
+        "batch_tokens": 1,
+        "backend": "torch",
+    }
     by_precision = {
         precision: TransformerEncoder(llama, adapter=found.path, precision=precision, **settings)
         .transform(make_rows(6)[0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 import threading
 import warnings
 from collections import OrderedDict, deque
@@ -116,9 +118,14 @@ class _Reading(nn.Module):
         )
 
 
-def _compile(backbone: Backbone, columns: tuple[Column, ...], precision: str, *, n_streams: int) -> Any:
-    import openvino
+def _import_openvino() -> Any:
+    """Import OpenVINO as if its telemetry weren't installed, which reports each import to its makers."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    return importlib.import_module("openvino")
 
+
+def _compile(backbone: Backbone, columns: tuple[Column, ...], precision: str, *, n_streams: int) -> Any:
+    openvino = _import_openvino()
     key = (backbone.description, columns, precision, n_streams)
     with _lock:
         if key not in _compiled:
@@ -142,11 +149,8 @@ def _compile(backbone: Backbone, columns: tuple[Column, ...], precision: str, *,
 
 
 def _convert(backbone: Backbone, columns: tuple[Column, ...]) -> Any:
-    """Return the graph, with batch and length left open; what lies above the highest layer asked for falls away.
-
-    Through the frontend itself: `openvino.convert_model` does the same and reports usage to its makers.
-    """
-    import openvino
+    """Return the graph, with batch and length left open; what lies above the highest layer asked for falls away."""
+    openvino = _import_openvino()
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
@@ -174,7 +178,7 @@ def _convert(backbone: Backbone, columns: tuple[Column, ...]) -> Any:
 
 def _quantize_weights(graph: Any) -> None:
     """Put 8-bit weights with a scale per output channel in the place of every matrix that texts are multiplied with."""
-    import openvino
+    openvino = _import_openvino()
     from openvino import opset13 as operations
 
     for node in graph.get_ordered_ops():
