@@ -107,3 +107,17 @@ def test_table_tells_missed_from_unmeasured(draw: SimpleNamespace) -> None:
     assert draw.draw_row({**row._asdict(), "reached": row.reached}).endswith("| ≥ 10 | **missed** |")
     row = Row("extraction on a GPU", "padded", None, aim=1.8)
     assert "| not measured |" in draw.draw_row({**row._asdict(), "reached": row.reached})
+
+
+def test_heads_suite_compares_each_cell(tmp_path: Path) -> None:
+    path = tmp_path / "heads.json"
+    peers = Path(__file__).parent.parent / "benchmarks" / "peers"
+    result = CliRunner().invoke(app, ["bench", "heads", "--smoke", "--peers", str(peers), "-o", str(path)])
+    assert result.exit_code == 0, result.output
+    written = json.loads(path.read_text())
+    assert [row["aim"] for row in written["rows"]] == [10, None, 3, None]
+    assert all(row["value"] > 0 for row in written["rows"])
+    for name in ("minilm", "llama"):
+        assert len(written["details"][name]["published"]["facts"]["accuracy"]) == 2
+    differences = [float(row["note"].split()[5].rstrip(";")) for row in written["rows"][::2]]
+    assert max(differences) < 1e-3
