@@ -107,3 +107,27 @@ def test_table_tells_missed_from_unmeasured(draw: SimpleNamespace) -> None:
     assert draw.draw_row({**row._asdict(), "reached": row.reached}).endswith("| ≥ 10 | **missed** |")
     row = Row("extraction on a GPU", "padded", None, aim=1.8)
     assert "| not measured |" in draw.draw_row({**row._asdict(), "reached": row.reached})
+
+
+def test_heads_suite_compares_each_cell(tmp_path: Path) -> None:
+    path = tmp_path / "heads.json"
+    peers = Path(__file__).parent.parent / "benchmarks" / "peers"
+    result = CliRunner().invoke(app, ["bench", "heads", "--smoke", "--peers", str(peers), "-o", str(path)])
+    assert result.exit_code == 0, result.output
+    written = json.loads(path.read_text())
+    assert [row["aim"] for row in written["rows"]] == [10, None, 3, None]
+    assert all(row["value"] > 0 for row in written["rows"])
+    for name in ("minilm", "llama"):
+        assert len(written["details"][name]["published"]["facts"]["accuracy"]) == 2
+    differences = [float(row["note"].split()[5].rstrip(";")) for row in written["rows"][::2]]
+    assert max(differences) < 1e-3
+
+
+def test_run_suite_runs_every_arm_on_a_small_part(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    result = CliRunner().invoke(app, ["bench", "run", "--smoke", "-o", str(path)])
+    assert result.exit_code == 0, result.output
+    written = json.loads(path.read_text())
+    assert written["rows"][0]["aim"] == 3
+    (facts,) = [found["facts"] for found in written["details"].values()]
+    assert {"majority", "floor", "frozen", "frozen+", "tuned", "end-to-end"} <= set(facts["macro_f1"])

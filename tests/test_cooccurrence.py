@@ -17,7 +17,7 @@ from skops.io import dumps, get_untrusted_types, loads
 
 from embedtune.errors import ConfigError, DataError
 from embedtune.heads.cooccurrence_head import SIGMA_GRID, CooccurrenceHead
-from embedtune.heads.grid import compute_loss
+from embedtune.heads.together import compute_loss
 
 SMALL: dict[str, Any] = {
     "hidden": (32, 16),

@@ -17,7 +17,8 @@ from embedtune.heads.base import Head
 from embedtune.heads.blocks import Floats, Ints, Matrix
 from embedtune.heads.cooccurrence import CooccurrenceNet
 from embedtune.heads.crossfit import assign_folds
-from embedtune.heads.grid import Cell, Rows, search, train
+from embedtune.heads.grid import Cell, search
+from embedtune.heads.together import Rows, train
 from embedtune.heads.training import ClassWeight, TrainingRows, read_training_rows
 
 _PREDICT_ROWS = 1024
