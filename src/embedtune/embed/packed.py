@@ -1,0 +1,348 @@
+"""Running batches through a backbone without padding: texts end to end, attention inside each text."""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from embedtune.embed.backbone import Backbone
+from embedtune.embed.hidden import read_hidden
+from embedtune.embed.pooling import OWN_TOKENS
+from embedtune.embed.runner import Column, Vectors, check_finite
+from embedtune.embed.tokens import Tokens
+from embedtune.errors import ResourceError
+
+#: Under which transformers knows our attention.
+ATTENTION = "embedtune_packed"
+
+_lengths: ContextVar[Lengths] = ContextVar("lengths")
+#: By backbone, what its first position is called; None if it can't be packed.
+_first_positions: weakref.WeakKeyDictionary[Backbone, int | None] = weakref.WeakKeyDictionary()
+
+
+class Lengths(NamedTuple):
+    """Tokens per text, on the host and as running sums (n_texts + 1,) of int32 on the device."""
+
+    counts: tuple[int, ...]
+    bounds: Tensor
+
+    @classmethod
+    def of(cls, counts: Sequence[int], device: torch.device) -> Lengths:
+        """Return the lengths of texts that follow one another."""
+        bounds = torch.tensor(np.concatenate([[0], np.cumsum(counts)]), dtype=torch.int32)
+        return cls(tuple(counts), _move(bounds, device))
+
+
+class PackedRunner:
+    """Runs a backbone on texts laid end to end, so that no token of a pass is padding.
+
+    A batch's vectors are copied back while the next batch runs.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        One that `can_pack` allows.
+    columns : sequence of (int, str)
+    """
+
+    def __init__(self, backbone: Backbone, columns: Sequence[Column]) -> None:
+        self.backbone, self.columns = backbone, tuple(columns)
+        self._first = _find_first_position(backbone) or 0
+
+    def run(
+        self, tokens: Tokens, batches: Iterable[NDArray[np.intp]]
+    ) -> Iterator[tuple[NDArray[np.intp], Vectors]]:
+        """Yield each batch's rows and vectors."""
+        waiting: tuple[NDArray[np.intp], Callable[[], Vectors]] | None = None
+        with _use_packed_attention(self.backbone.model):
+            for rows in batches:
+                collect = self._start(tokens, rows)
+                if waiting is not None:
+                    yield waiting[0], waiting[1]()
+                waiting = rows, collect
+            if waiting is not None:
+                yield waiting[0], waiting[1]()
+
+    def _start(self, tokens: Tokens, rows: NDArray[np.intp]) -> Callable[[], Vectors]:
+        """Start a batch, in halves where memory doesn't hold it; return what waits for its vectors."""
+        n_tokens = sum(len(tokens.ids[row]) for row in rows)
+        pooled = None
+        if self.backbone.limit.allows(n_tokens) or len(rows) == 1:
+            try:
+                pooled = self._run(tokens, rows)
+            except torch.OutOfMemoryError:
+                self.backbone.limit.lower(n_tokens // 2)
+        if pooled is not None:
+            return self._send_back(pooled)
+        if len(rows) == 1:
+            raise ResourceError(
+                f"a text of {n_tokens} tokens does not fit into the memory of {self.backbone.device}: "
+                "set max_length lower, precision to bfloat16, or device to cpu."
+            )
+        torch.cuda.empty_cache()
+        middle = len(rows) // 2
+        halves = [self._start(tokens, half)() for half in (rows[:middle], rows[middle:])]
+        joined = {column: np.concatenate([half[column] for half in halves]) for column in self.columns}
+        return lambda: joined
+
+    def _run(self, tokens: Tokens, rows: NDArray[np.intp]) -> dict[Column, Tensor]:
+        device = torch.device(self.backbone.device)
+        lengths = Lengths.of([len(tokens.ids[row]) for row in rows], device)
+        ids = torch.tensor([token for row in rows for token in tokens.ids[row]])
+        counted = torch.ones(len(ids), dtype=torch.bool)
+        if tokens.counted is not None:
+            counted = torch.tensor([flag for row in rows for flag in tokens.counted[row]])
+        own = _move(counted, device)
+        every = torch.ones(len(ids), dtype=torch.bool, device=device)
+        poolings: dict[int, list[str]] = {}
+        for layer, pooling in self.columns:
+            poolings.setdefault(layer, []).append(pooling)
+
+        def reduce(layer: int, hidden: Tensor) -> dict[Column, Tensor]:
+            return {
+                (layer, pooling): pool_packed(
+                    hidden[0], own if pooling in OWN_TOKENS else every, lengths, pooling
+                )
+                for pooling in poolings[layer]
+            }
+
+        found = _read_packed(
+            self.backbone, _move(ids, device), lengths, layers=list(poolings), first=self._first, reduce=reduce
+        )
+        return {column: values for by_pooling in found.values() for column, values in by_pooling.items()}
+
+    def _send_back(self, pooled: dict[Column, Tensor]) -> Callable[[], Vectors]:
+        on_device = self.backbone.device.startswith("cuda")
+        arrived = {
+            column: torch.empty(values.shape, dtype=values.dtype, pin_memory=on_device).copy_(
+                values, non_blocking=on_device
+            )
+            for column, values in pooled.items()
+        }
+        event = torch.cuda.Event() if on_device else None
+        if event is not None:
+            event.record()
+
+        def collect() -> Vectors:
+            if event is not None:
+                event.synchronize()
+            vectors = {column: arrived[column].numpy() for column in self.columns}
+            check_finite(vectors, model_id=self.backbone.model_id, precision=self.backbone.precision)
+            return vectors
+
+        return collect
+
+
+def can_pack(backbone: Backbone) -> bool:
+    """Tell whether a backbone reads packed texts as it reads padded ones: on a short probe, and by its attention's kinds."""
+    return _find_first_position(backbone) is not None
+
+
+def pool_packed(hidden: Tensor, counted: Tensor, lengths: Lengths, how: str) -> Tensor:
+    """Pool packed hidden states (n_tokens, width) into float32 (n_texts, width), as `embed.pooling.pool` does padded ones.
+
+    Parameters
+    ----------
+    hidden : Tensor
+    counted : Tensor of bool, shape (n_tokens,)
+        At least one token of each text.
+    lengths : Lengths
+    how : {"mean", "weighted_mean", "cls", "last", "max"}
+    """
+    n_texts, hidden = len(lengths.counts), hidden.float()
+    text_of = torch.repeat_interleave(
+        torch.arange(n_texts, device=hidden.device),
+        lengths.bounds.diff().long(),
+        output_size=len(hidden),
+    )
+    if how == "max":
+        masked = hidden.masked_fill(~counted[:, None], float("-inf"))
+        lowest = hidden.new_full((n_texts, hidden.shape[1]), float("-inf"))
+        return lowest.index_reduce_(0, text_of, masked, "amax")
+    place = torch.arange(len(hidden), device=hidden.device)
+    if how in ("cls", "last"):
+        start = len(hidden) if how == "cls" else -1
+        ends = torch.full((n_texts,), start, device=hidden.device)
+        kept = place.masked_fill(~counted, start)
+        return hidden[ends.scatter_reduce_(0, text_of, kept, "amin" if how == "cls" else "amax")]
+    weights = counted.float()
+    if how == "weighted_mean":
+        running = counted.cumsum(0)
+        before = torch.cat([running.new_zeros(1), running])[lengths.bounds[:-1].long()]
+        weights = weights * (running - before[text_of])
+    total = hidden.new_zeros(n_texts, hidden.shape[1]).index_add_(0, text_of, hidden * weights[:, None])
+    return total / hidden.new_zeros(n_texts).index_add_(0, text_of, weights)[:, None]
+
+
+def attend_packed(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attend inside each text; transformers' attention interface, (1, n_heads, n_tokens, head_width) to (1, n_tokens, …)."""
+    causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
+    lengths = _lengths.get()
+    q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
+    if q.is_cuda and (kernel := _find_kernel()) is not None:
+        if scaling is not None:
+            q = q * (scaling * q.shape[-1] ** 0.5)  # the kernel divides by the root itself
+        return kernel(q, _widen(k, q), _widen(v, q), lengths, causal)[None], None
+    return _attend_by_length(q, _widen(k, q), _widen(v, q), lengths, causal, scaling)[None], None
+
+
+def _widen(part: Tensor, query: Tensor) -> Tensor:
+    """Repeat the heads that several of the query's share."""
+    n_shared = query.shape[1] // part.shape[1]
+    return part if n_shared == 1 else part.repeat_interleave(n_shared, dim=1)
+
+
+def _find_kernel() -> Callable[[Tensor, Tensor, Tensor, Lengths, bool], Tensor] | None:
+    """Return torch's attention over texts of any length, where this torch has it."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    by_window = "window_size" in inspect.signature(varlen_attn).parameters
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, lengths: Lengths, causal: bool) -> Tensor:
+        way: dict[str, Any] = {"window_size": (-1, 0 if causal else -1)} if by_window else {"is_causal": causal}
+        longest = max(lengths.counts)
+        found: Any = varlen_attn(
+            query.contiguous(),
+            key.contiguous(),
+            value.contiguous(),
+            lengths.bounds,
+            lengths.bounds,
+            longest,
+            longest,
+            **way,
+        )
+        return found[0] if isinstance(found, tuple) else found
+
+    return attend
+
+
+def _attend_by_length(
+    query: Tensor, key: Tensor, value: Tensor, lengths: Lengths, causal: bool, scaling: float | None
+) -> Tensor:
+    """Attend to runs of texts of equal length at once: (n_tokens, n_heads, head_width)."""
+    out, start, counts = torch.empty_like(query), 0, lengths.counts
+    first = 0
+    while first < len(counts):
+        last = first
+        while last < len(counts) and counts[last] == counts[first]:
+            last += 1
+        stop = start + counts[first] * (last - first)
+        parts = (
+            part[start:stop].unflatten(0, (last - first, counts[first])).transpose(1, 2)
+            for part in (query, key, value)
+        )
+        found = torch.nn.functional.scaled_dot_product_attention(*parts, is_causal=causal, scale=scaling)
+        out[start:stop] = found.transpose(1, 2).flatten(0, 1)
+        start, first = stop, last
+    return out
+
+
+@contextmanager
+def _use_packed_attention(model: Any) -> Iterator[None]:
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ATTENTION, attend_packed)
+    before = model.config._attn_implementation
+    model.set_attn_implementation(ATTENTION)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def _read_packed(
+    backbone: Backbone,
+    ids: Tensor,
+    lengths: Lengths,
+    *,
+    layers: Sequence[int],
+    first: int,
+    reduce: Callable[[int, Tensor], Any],
+) -> dict[int, Any]:
+    starts = torch.repeat_interleave(
+        lengths.bounds[:-1].long(), lengths.bounds.diff().long(), output_size=len(ids)
+    )
+    positions = torch.arange(len(ids), device=ids.device) - starts + first
+    token = _lengths.set(lengths)
+    try:
+        with torch.inference_mode():
+            return read_hidden(
+                backbone.model,
+                backbone.stack,
+                {"input_ids": ids[None], "position_ids": positions[None]},
+                layers=layers,
+                reduce=reduce,
+            )
+    finally:
+        _lengths.reset(token)
+
+
+def _find_first_position(backbone: Backbone) -> int | None:
+    """Return what the model calls a text's first position, or None if it can't be packed."""
+    if backbone not in _first_positions:
+        _first_positions[backbone] = _probe(backbone)
+    return _first_positions[backbone]
+
+
+def _probe(backbone: Backbone) -> int | None:
+    config = backbone.description.config.get_text_config(decoder=False)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if backbone.stack is None or kinds - {"full_attention"} or getattr(config, "sliding_window", None):
+        return None
+    device = torch.device(backbone.device)
+    ids = torch.tensor([[2, 3, 4, 5, 6], [7, 3, 8, 0, 0]], device=device)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], device=device)
+    last = backbone.n_layers
+    with torch.inference_mode():
+        padded = read_hidden(
+            backbone.model,
+            backbone.stack,
+            {"input_ids": ids, "attention_mask": mask},
+            layers=[last],
+            reduce=lambda _, hidden: hidden[mask.bool()].float(),
+        )[last]
+    near = 1e-3 if backbone.precision == "float32" else 0.1
+    # RoBERTa's family counts from the pad token's number plus one.
+    for first in (0, (getattr(config, "pad_token_id", None) or 0) + 1):
+        try:
+            with _use_packed_attention(backbone.model):
+                packed = _read_packed(
+                    backbone,
+                    ids[mask.bool()],
+                    Lengths.of((5, 3), device),
+                    layers=[last],
+                    first=first,
+                    reduce=lambda _, hidden: hidden[0].float(),
+                )[last]
+        except (TypeError, ValueError, KeyError, NotImplementedError):
+            return None  # a model whose attention isn't transformers' interface, or that takes no positions
+        if torch.allclose(packed, padded, rtol=near, atol=near * float(padded.abs().max())):
+            return first
+    return None
+
+
+def _move(values: Tensor, device: torch.device) -> Tensor:
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
