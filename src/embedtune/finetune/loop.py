@@ -24,6 +24,7 @@ from embedtune.finetune import checkpoints
 from embedtune.finetune.model import PooledClassifier
 from embedtune.finetune.rows import EpochBatches, sort_batches
 from embedtune.finetune.settings import Settings
+from embedtune.finetune.trunk import Trunk
 from embedtune.progress import Bar, track
 
 with hush_bitsandbytes():  # the Trainer imports peft, which imports bitsandbytes, which logs what it lacks
@@ -37,24 +38,28 @@ EVALUATION_BATCH_SIZE = 64
 
 
 class Rows(NamedTuple):
-    """Tokenized rows with their labels, int64 (n_rows,)."""
+    """Tokenized rows with their labels, int64 (n_rows,), and what the frozen layers made of them, if that is kept."""
 
     tokens: Tokens
     labels: NDArray[np.int64]
     pad_id: int
     n_tokens: int | None
+    trunk: Trunk | None = None
 
     def pad(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
         """Return the given rows as the model's arguments."""
         batch = pad_tokens(
             self.tokens, np.asarray(rows, dtype=np.intp), pad_id=self.pad_id, n_tokens=self.n_tokens
         )
-        return {
+        inputs = {
             "input_ids": torch.from_numpy(batch.ids),
             "attention_mask": torch.from_numpy(batch.mask),
             "counted": torch.from_numpy(batch.counted),
             "labels": torch.from_numpy(self.labels[np.asarray(rows)]),
         }
+        if self.trunk is not None:
+            inputs["states"] = self.trunk.pad(rows, n_tokens=batch.ids.shape[1])
+        return inputs
 
 
 class Trained(NamedTuple):

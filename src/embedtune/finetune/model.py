@@ -62,9 +62,15 @@ class PooledClassifier(nn.Module):
         self.label_weights: Tensor | None
         self.register_buffer("label_weights", label_weights, persistent=False)
         self._frozen = _find_frozen(backbone)
+        self.entry: Any = None  # see `finetune.trunk`
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, counted: Tensor, labels: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        counted: Tensor,
+        labels: Tensor | None = None,
+        states: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return ``logits``, float32 (n_texts, n_labels), and ``loss`` if labels are given.
 
@@ -73,7 +79,11 @@ class PooledClassifier(nn.Module):
         input_ids, attention_mask, counted : Tensor, shape (n_texts, n_tokens)
             As `embed.tokens.pad_tokens` makes them.
         labels : Tensor of int64, shape (n_texts,), optional
+        states : Tensor, shape (n_texts, n_tokens, width), optional
+            What the frozen layers put out, where a trunk stands in their place.
         """
+        if states is not None:
+            self.entry.states = states
         output = self.backbone(input_ids=input_ids, attention_mask=attention_mask)
         with torch.autocast(input_ids.device.type, enabled=False):
             pooled = self._pool(output, attention_mask, counted)

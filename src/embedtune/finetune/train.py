@@ -29,6 +29,7 @@ from embedtune.finetune.randomness import keep_random_state
 from embedtune.finetune.rows import index_labels, split_validation
 from embedtune.finetune.saved import FineTuned, read_finetuned
 from embedtune.finetune.settings import Settings, check_requirements, check_settings
+from embedtune.finetune.trunk import stand_on_trunk
 from embedtune.prompt.template import INSTRUCTION
 
 
@@ -275,20 +276,33 @@ def _fit(
         device=device,
         trust_remote_code=trust_remote_code,
     )
-    trained = train_classifier(
+    kept = settings.method == "upper" and settings.pooling != "mean_padded"  # which reads padding as well
+    with stand_on_trunk(
         model,
-        rows,
-        training=training,
-        validation=validation,
-        settings=settings,
-        folder=folder / CHECKPOINTS,
-        logs_dir=folder / LOGS,
+        rows.tokens,
+        n_lower=description.n_layers - settings.n_upper_layers if kept else 0,
+        n_layers=description.n_layers,
+        pad_id=rows.pad_id,
+        weights=(description.weights_hash, description.config_hash),
         device=device,
         precision=precision,
-        description=f"fine-tune {description.model_id}",
-    )
+    ) as (trunk, trunk_seconds):
+        trained = train_classifier(
+            model,
+            rows._replace(trunk=trunk),
+            training=training,
+            validation=validation,
+            settings=settings,
+            folder=folder / CHECKPOINTS,
+            logs_dir=folder / LOGS,
+            device=device,
+            precision=precision,
+            description=f"fine-tune {description.model_id}",
+        )
+    trained = trained._replace(seconds=trained.seconds + trunk_seconds)
     found = {
         **_describe_training(model, trained),
+        "trunk_seconds": round(trunk_seconds, 3),
         "n_training": len(training),
         "n_validation": len(validation),
     }
