@@ -131,3 +131,22 @@ def test_run_suite_runs_every_arm_on_a_small_part(tmp_path: Path) -> None:
     assert written["rows"][0]["aim"] == 3
     (facts,) = [found["facts"] for found in written["details"].values()]
     assert {"majority", "floor", "frozen", "frozen+", "tuned", "end-to-end"} <= set(facts["macro_f1"])
+
+
+def test_finetune_suite_runs_and_compares(tmp_path: Path) -> None:
+    path = tmp_path / "finetune.json"
+    options = ["--smoke", "--peers", str(ROOT / "benchmarks" / "peers"), "-o", str(path)]
+    result = CliRunner().invoke(app, ["bench", "finetune", *options])
+    assert result.exit_code == 0, result.output
+    written = json.loads(path.read_text())
+    assert [row["aim"] for row in written["rows"]] == [3.0, -1.0, 1.6, 0.0, 4.0]
+    assert all(row["value"] is not None for row in written["rows"])
+    facts = written["details"]["sentiment"]["facts"]
+    assert facts["3 upper layers, 4 epochs"][0]["trunk_seconds"] > 0
+    assert facts["3 upper layers, 4 epochs, trunk there"][0]["trunk_seconds"] == 0
+
+
+def test_finetune_suite_refuses_an_unknown_part() -> None:
+    result = CliRunner().invoke(app, ["bench", "finetune", "--only", "gold"])
+    assert result.exit_code != 0
+    assert "part 'gold' is unknown" in " ".join(result.output.split())

@@ -34,6 +34,7 @@ from embedtune.evaluate.cost import measure
 from embedtune.files import link_or_copy, replace_dir, write_json
 from embedtune.finetune.settings import check_requirements
 from embedtune.finetune.train import fine_tune, resolve_training_precision
+from embedtune.finetune.trunk import release_trunks
 from embedtune.fitting import ask_decoder, check_wording, fit_arm, probe_layers, require_adapters
 from embedtune.plan import (
     TUNED_ON,
@@ -50,6 +51,7 @@ from embedtune.plan import (
     list_reads,
     list_scans,
     list_trainings,
+    list_trunk_parts,
     list_tuned_models,
     list_tuned_reads,
     list_views,
@@ -113,6 +115,8 @@ def finetune(run: TaskRun) -> None:
     folds = functools.cache(lambda seed: split_folds(run, splits, seed))
     _drop_old_folds(run)
     for view in list_tuned_reads(run):
+        shared = list_trunk_parts(run, view.model)
+        trunk_texts = [splits.texts[i] for i in splits.rows(*shared)] if shared else None
         for seed in run.experiment.seeds:
             for training in list_trainings(run, model=view.model):
                 adapter = adapter_dir(run, view.model, training, seed)
@@ -122,6 +126,7 @@ def finetune(run: TaskRun) -> None:
                     seed: int = seed,
                     training: Training = training,
                     adapter: Path = adapter,
+                    trunk_texts: list[str] | None = trunk_texts,
                 ) -> dict[str, Any]:
                     settings = run.experiment.finetune.of(view.model).model_dump(exclude_none=True)
                     fold = training.fold
@@ -140,11 +145,13 @@ def finetune(run: TaskRun) -> None:
                             trust_remote_code=view.trust_remote_code,
                             seed=seed,
                             device=run.experiment.embed.device,
+                            trunk_texts=trunk_texts,
                             replace=True,
                             **{"max_length": view.max_length, **settings},
                         )
                     return {
                         "seconds": tuned.seconds,
+                        "trunk_seconds": tuned.trunk_seconds,
                         "peak_memory_bytes": cost.peak_memory_bytes,
                         "trained_parameters": tuned.n_trained_parameters,
                         "total_parameters": tuned.n_parameters,
@@ -154,6 +161,7 @@ def finetune(run: TaskRun) -> None:
                 step = adapter_step(view.model, training, seed)
                 key = adapter_key(run, view, training, seed)
                 run.folder.run_step(step, key, compute, outputs=[adapter / "finetune.json"])
+        release_trunks()
 
 
 def _drop_old_folds(run: TaskRun) -> None:

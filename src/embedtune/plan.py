@@ -271,11 +271,20 @@ def adapter_step(model: str, training: Training, seed: int) -> str:
     return f"finetune.{_slug(model)}.{training.name}-seed{seed}"
 
 
+def list_trunk_parts(run: TaskRun, model: str) -> list[str]:
+    """Return the parts whose rows frozen lower layers read once for all of a backbone's trainings; often none."""
+    if run.experiment.finetune.of(model).method != "upper":
+        return []
+    parts = {part for training in list_trainings(run, model=model) for part in training.parts}
+    return [part for part in ("tune", "train") if part in parts]
+
+
 def adapter_key(run: TaskRun, view: TransformerView, training: Training, seed: int) -> str:
     settings = run.experiment.finetune.of(view.model).model_dump()
     way = view.model_dump(exclude={"layers", "precision"})  # of reading; training's own is in the settings
     fold = [] if training.fold is None else [training.fold, run.experiment.finetune.n_folds]
-    return digest(run.record("prepare")["key"], settings, way, training.parts, seed, *fold)
+    trunk = list_trunk_parts(run, view.model)
+    return digest(run.record("prepare")["key"], settings, way, training.parts, seed, *fold, *trunk)
 
 
 def arm_key(run: TaskRun, arm: str) -> str:

@@ -116,7 +116,12 @@ class PackedRunner:
             }
 
         found = _read_packed(
-            self.backbone, _move(ids, device), lengths, layers=list(poolings), first=self._first, reduce=reduce
+            self.backbone,
+            _move(ids, device),
+            lengths,
+            layers=list(poolings),
+            first=self._first,
+            reduce=reduce,
         )
         return {column: values for by_pooling in found.values() for column, values in by_pooling.items()}
 
@@ -220,7 +225,9 @@ def _find_kernel() -> Callable[[Tensor, Tensor, Tensor, Lengths, bool], Tensor] 
     by_window = "window_size" in inspect.signature(varlen_attn).parameters
 
     def attend(query: Tensor, key: Tensor, value: Tensor, lengths: Lengths, causal: bool) -> Tensor:
-        way: dict[str, Any] = {"window_size": (-1, 0 if causal else -1)} if by_window else {"is_causal": causal}
+        way: dict[str, Any] = (
+            {"window_size": (-1, 0 if causal else -1)} if by_window else {"is_causal": causal}
+        )
         longest = max(lengths.counts)
         found: Any = varlen_attn(
             query.contiguous(),

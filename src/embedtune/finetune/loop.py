@@ -38,13 +38,17 @@ EVALUATION_BATCH_SIZE = 64
 
 
 class Rows(NamedTuple):
-    """Tokenized rows with their labels, int64 (n_rows,), and what the frozen layers made of them, if that is kept."""
+    """Tokenized rows with their labels, int64 (n_rows,), and what the frozen layers made of them, if that is kept.
+
+    `places` are the rows' numbers in the trunk, intp (n_rows,); None if they are its own.
+    """
 
     tokens: Tokens
     labels: NDArray[np.int64]
     pad_id: int
     n_tokens: int | None
     trunk: Trunk | None = None
+    places: NDArray[np.intp] | None = None
 
     def pad(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
         """Return the given rows as the model's arguments."""
@@ -58,7 +62,8 @@ class Rows(NamedTuple):
             "labels": torch.from_numpy(self.labels[np.asarray(rows)]),
         }
         if self.trunk is not None:
-            inputs["states"] = self.trunk.pad(rows, n_tokens=batch.ids.shape[1])
+            places = rows if self.places is None else self.places[np.asarray(rows)].tolist()
+            inputs["states"] = self.trunk.pad(places, n_tokens=batch.ids.shape[1])
         return inputs
 
 

@@ -59,7 +59,9 @@ class FineTuned:
     history : tuple of dict
         Per epoch: step, epoch, macro_f1, log_loss on those rows.
     seconds : float
-        Training time, evaluations and checkpoints included.
+        Training time, evaluations, checkpoints and the trunk included.
+    trunk_seconds : float
+        What the trunk took of it; 0 where there is none, or an earlier training had left it.
     precision, device : str
         Of training.
     """
@@ -86,6 +88,7 @@ class FineTuned:
     objective: str
     head_weight: NDArray[np.float32] | None = field(repr=False)
     head_bias: NDArray[np.float32] | None = field(repr=False)
+    trunk_seconds: float = 0.0
 
 
 def write_head(folder: Path, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> None:

@@ -71,6 +71,7 @@ def fine_tune(
     seed: int = 0,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    trunk_texts: Sequence[str] | None = None,
     replace: bool = False,
 ) -> FineTuned:
     """Fine-tune a backbone on labelled texts.
@@ -142,6 +143,9 @@ def fine_tune(
         ``"auto"`` or a torch device.
     revision, trust_remote_code
         As `TransformerEncoder` takes them.
+    trunk_texts : sequence of str, optional
+        Texts that the frozen lower layers read together, where there are such: those of all trainings that are to
+        share the trunk, `texts` among them. By default `texts`.
     replace : bool
         Let this fine-tuning take the place of one that finished with other arguments.
 
@@ -154,7 +158,8 @@ def fine_tune(
     ConfigError
         If a setting is unknown, out of range, or can't be had on this device.
     DataError
-        If texts, labels and groups differ in length, a label is unknown, or only one label occurs.
+        If texts, labels and groups differ in length, a text isn't among `trunk_texts`, a label is unknown, or only one
+        label occurs.
     BackboneError, MissingExtraError
         If the model can't be loaded or trained, or a package that a setting needs isn't there.
     RunFolderError
@@ -193,6 +198,11 @@ def fine_tune(
     for name, column in (("labels", labels), ("groups", groups)):
         if column is not None and len(column) != len(texts):
             raise DataError(f"{len(texts)} texts but {len(column)} {name}: give one per text.")
+    if trunk_texts is not None and (absent := set(texts).difference(trunk_texts)):
+        raise DataError(
+            f"{len(absent)} of the texts aren't among trunk_texts: give all texts of all trainings there."
+        )
+    shared = list(dict.fromkeys(trunk_texts)) if trunk_texts is not None and has_trunk(settings) else None
     y = index_labels(labels, settings.label_names)
     device = resolve_device(device)
     precision = resolve_training_precision(precision, device)
@@ -202,6 +212,8 @@ def fine_tune(
     description = describe_backbone(model, revision=revision, trust_remote_code=trust_remote_code)
     _check_length(settings, description)
     key = _make_key(description, settings, texts, y, groups, precision=precision, device=device)
+    if shared is not None:  # batches of other texts give other last bits
+        key["trunk"] = hashlib.sha256(json.dumps(shared).encode()).hexdigest()
     facts = {
         "key": key,
         "model_id": description.model_id,
@@ -220,7 +232,7 @@ def fine_tune(
             if objective == "instruction":
                 tune_by_instruction(description, settings, texts, y, **options)
             else:
-                _fit(description, settings, texts, y, groups, **options)
+                _fit(description, settings, texts, y, groups, trunk_texts=shared, **options)
         shutil.rmtree(folder / CHECKPOINTS)
     return read_finetuned(folder)
 
@@ -245,6 +257,11 @@ def resolve_training_precision(precision: str, device: str) -> str:
     return resolve_precision(precision, device)
 
 
+def has_trunk(settings: Settings) -> bool:
+    """Tell whether frozen lower layers are read once, not in every step."""
+    return settings.method == "upper" and settings.pooling != "mean_padded"  # which reads padding as well
+
+
 def _fit(
     description: Description,
     settings: Settings,
@@ -252,6 +269,7 @@ def _fit(
     y: NDArray[np.int64],
     groups: Sequence[Hashable] | None,
     *,
+    trunk_texts: list[str] | None,
     folder: Path,
     facts: dict[str, Any],
     trust_remote_code: bool,
@@ -276,11 +294,17 @@ def _fit(
         device=device,
         trust_remote_code=trust_remote_code,
     )
-    kept = settings.method == "upper" and settings.pooling != "mean_padded"  # which reads padding as well
+    trunk_tokens = rows.tokens
+    if trunk_texts is not None:
+        numbers = {text: number for number, text in enumerate(trunk_texts)}
+        rows = rows._replace(places=np.array([numbers[text] for text in texts], dtype=np.intp))
+        trunk_tokens = tokenize(
+            tokenizer, trunk_texts, max_length=settings.max_length, prefix=settings.prefix
+        )
     with stand_on_trunk(
         model,
-        rows.tokens,
-        n_lower=description.n_layers - settings.n_upper_layers if kept else 0,
+        trunk_tokens,
+        n_lower=description.n_layers - settings.n_upper_layers if has_trunk(settings) else 0,
         n_layers=description.n_layers,
         pad_id=rows.pad_id,
         weights=(description.weights_hash, description.config_hash),
