@@ -148,12 +148,12 @@ class PackedRunner:
 
 
 def can_pack(backbone: Backbone) -> bool:
-    """Tell whether a backbone reads packed texts as it reads padded ones: on a short probe, and by its attention's kinds."""
+    """Tell whether a backbone reads packed texts as padded ones: by its kinds of attention, and on a short probe."""
     return _find_first_position(backbone) is not None
 
 
 def pool_packed(hidden: Tensor, counted: Tensor, lengths: Lengths, how: str) -> Tensor:
-    """Pool packed hidden states (n_tokens, width) into float32 (n_texts, width), as `embed.pooling.pool` does padded ones.
+    """Pool packed hidden states (n_tokens, width) into float32 (n_texts, width), as `pool` does padded ones.
 
     Parameters
     ----------
@@ -199,7 +199,10 @@ def attend_packed(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attend inside each text; transformers' attention interface, (1, n_heads, n_tokens, head_width) to (1, n_tokens, …)."""
+    """Attend inside each text, as transformers' attention interface has it.
+
+    Query, key and value have shape (1, n_heads, n_tokens, head_width), the result (1, n_tokens, n_heads, head_width).
+    """
     causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
     lengths = _lengths.get()
     q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
