@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,27 @@ BATCH_TOKENS = {"cpu": 1024, "cuda": 32768, "mps": 8192}
 #: Embeddings wait for the store no longer than this, and no more texts than this wait.
 COMMIT_SECONDS = 2.0
 COMMIT_TEXTS = 2000
+
+#: Texts that are tokenized, sorted by length and cut into batches together. Memory for tokens stays below this many
+#: texts' however many there are, and batches of similar length lose nothing that could be measured.
+WINDOW_TEXTS = 16_384
+
+
+class StoredTexts(NamedTuple):
+    """What `TransformerEncoder.store_texts` did.
+
+    Attributes
+    ----------
+    n_texts : int
+        Texts read, repeats included.
+    n_computed : int
+        Those that were run through the backbone: the store lacked them.
+    seconds : float
+    """
+
+    n_texts: int
+    n_computed: int
+    seconds: float
 
 
 class TransformerEncoder(FrozenEncoder):
@@ -164,6 +186,44 @@ class TransformerEncoder(FrozenEncoder):
         self.last_seconds_ = time.perf_counter() - started
         return np.concatenate(columns, axis=1)
 
+    def store_texts(self, texts: Iterable[str]) -> StoredTexts:
+        """Put the embeddings of any number of texts into the store, and hold none of them longer than it takes.
+
+        Texts are taken from the iterator `WINDOW_TEXTS` at a time, and only what the store lacks is run, so memory
+        doesn't grow with their number. A killed call that is repeated goes on where it was.
+
+        Parameters
+        ----------
+        texts : iterable of str
+            A list, a generator over a file's lines, …
+
+        Returns
+        -------
+        StoredTexts
+            What was read and what of it was run.
+
+        Raises
+        ------
+        ConfigError
+            If the encoder has no store, and as `transform` does.
+        DataError, BackboneError, MissingExtraError, ResourceError, StoreError
+            As `transform` does.
+        """
+        started = time.perf_counter()
+        if self.store is None:
+            raise ConfigError("the encoder has no store to put texts into: set store to a folder.")
+        layers = self._check()
+        table = self._open_table()
+        remaining = iter(check_texts(texts) if isinstance(texts, str) else texts)
+        n_texts = n_computed = 0
+        while window := check_texts(itertools.islice(remaining, WINDOW_TEXTS)):
+            distinct = list(dict.fromkeys(window))
+            n_computed += self._store_missing(distinct, [hash_text(text) for text in distinct], layers, table)
+            n_texts += len(window)
+        self.last_n_computed_ = n_computed
+        self.last_seconds_ = time.perf_counter() - started
+        return StoredTexts(n_texts, n_computed, self.last_seconds_)
+
     @property
     def layers_(self) -> tuple[int, ...]:
         """Hidden-state numbers from 0, in the order of `layers`; reads the model's config."""
@@ -255,6 +315,19 @@ class TransformerEncoder(FrozenEncoder):
         """Compute and store what the table lacks, then return what it holds: no repeat differs."""
         hashes = [hash_text(text) for text in texts]
         names = {layer: column_name(layer, self.pooling) for layer in layers}
+        n_computed = self._store_missing(texts, hashes, layers, table)
+        stored = table.read(hashes, list(names.values())) if texts else {}
+        width = self._describe().width
+        empty = np.empty((0, width), dtype=np.float32)
+        return {
+            layer: stored[name].astype(np.float32) if texts else empty for layer, name in names.items()
+        }, n_computed
+
+    def _store_missing(
+        self, texts: list[str], hashes: list[bytes], layers: tuple[int, ...], table: EmbeddingTable
+    ) -> int:
+        """Compute and store what the table lacks of distinct texts, and return how many it lacked."""
+        names = {layer: column_name(layer, self.pooling) for layer in layers}
         missing = table.find_missing(hashes, list(names.values()))
         waiting = _Waiting(table, hashes, names)
         try:
@@ -263,20 +336,15 @@ class TransformerEncoder(FrozenEncoder):
                     waiting.add(rows, found)
         finally:
             waiting.commit()
-        stored = table.read(hashes, list(names.values())) if texts else {}
-        width = self._describe().width
-        empty = np.empty((0, width), dtype=np.float32)
-        return {
-            layer: stored[name].astype(np.float32) if texts else empty for layer, name in names.items()
-        }, int(missing.sum())
+        return int(missing.sum())
 
     def _run(
         self, texts: list[str], missing: NDArray[np.bool_], layers: tuple[int, ...]
     ) -> Generator[tuple[NDArray[np.intp], Vectors], None, None]:
         """Yield (rows, vectors) batch by batch for the missing texts.
 
-        Batches are planned over all texts and those without a missing one skipped, so an interrupted run goes
-        on with the batches that it would have had.
+        Batches are planned over all texts of a window and those without a missing one skipped, so an interrupted
+        run goes on with the batches that it would have had.
         """
         if not missing.any():
             return
@@ -284,22 +352,29 @@ class TransformerEncoder(FrozenEncoder):
 
         backbone = self._load()
         with backbone.lock, track(f"embed with {backbone.model_id}", int(missing.sum()), unit="texts") as bar:
-            tokens = tokenize(backbone.tokenizer, texts, max_length=self.max_length, prefix=self.prefix)
-            for batch in plan_batches(self._measure(tokens), max_tokens=self._budget(backbone.device)):
-                rows = batch[missing[batch]]
-                if len(rows):
-                    yield (
-                        rows,
-                        embed_batch(
+            for start in range(0, len(texts), WINDOW_TEXTS):
+                lacking = missing[start : start + WINDOW_TEXTS]
+                if not lacking.any():
+                    continue
+                tokens = tokenize(
+                    backbone.tokenizer,
+                    texts[start : start + WINDOW_TEXTS],
+                    max_length=self.max_length,
+                    prefix=self.prefix,
+                )
+                for batch in plan_batches(self._measure(tokens), max_tokens=self._budget(backbone.device)):
+                    rows = batch[lacking[batch]]
+                    if len(rows):
+                        found = embed_batch(
                             backbone,
                             tokens,
                             rows,
                             layers=layers,
                             pooling=self.pooling,
                             max_length=self.max_length,
-                        ),
-                    )
-                    bar.advance(len(rows))
+                        )
+                        yield start + rows, found
+                        bar.advance(len(rows))
 
     def _measure(self, tokens: Tokens) -> NDArray[np.int64]:
         if self.pooling == "mean_padded":
