@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from sklearn.base import clone
 from embedtune.embed import encoder as module
 from embedtune.embed.encoder import TransformerEncoder
 from embedtune.embed.store import EmbeddingStore
+from embedtune.errors import ConfigError, DataError
 from encoder_cases import TEXTS, count_rows, encode, watch_batches
 from tiny_models import build_tiny_bert
 
@@ -125,3 +127,63 @@ def test_transform_every_setting_that_changes_values_has_a_table_of_its_own(
         np.testing.assert_array_equal(found, exact)
     encode(tiny_bert, store=store, batch_tokens=7, layers=(1, 2), pooling="max", device="auto")
     assert len(store.list()) == len(variants)
+
+
+def test_store_texts_windows_are_those_of_transform(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WINDOW_TEXTS", 7)
+    texts = [f"{TEXTS[i % 6]} {i}" for i in range(25)]
+    settings: dict[str, Any] = {"layers": (1, 3), "precision": "bfloat16", "device": "cpu"}
+    whole = TransformerEncoder(tiny_bert, store=tmp_path / "whole", **settings).transform(texts)
+    streamed = TransformerEncoder(tiny_bert, store=tmp_path / "streamed", **settings)
+    assert streamed.store_texts(iter(texts))[:2] == (25, 25)
+    monkeypatch.setattr(TransformerEncoder, "_load", lambda self: pytest.fail("loaded"))
+    np.testing.assert_array_equal(streamed.transform(texts), whole)
+    assert streamed.store_texts(text for text in [*texts, *texts])[:2] == (50, 0)
+
+
+def test_store_texts_reads_no_further_than_a_window(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WINDOW_TEXTS", 5)
+    encoder = TransformerEncoder(tiny_bert, store=tmp_path, device="cpu")
+    batches = count_rows(monkeypatch)
+    n_run: list[int] = []
+
+    def tell() -> Iterator[str]:
+        for i in range(20):
+            n_run.append(sum(map(len, batches)))
+            yield f"sales rose {i // 2}"
+
+    stored = encoder.store_texts(tell())
+    assert stored[:2] == (20, 10)
+    assert n_run[5] == n_run[9] == 3 and n_run[10] == 5
+
+
+def test_store_texts_killed_goes_on_with_the_same_batches(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WINDOW_TEXTS", 9)
+    monkeypatch.setattr(module, "COMMIT_TEXTS", 2)
+    texts = [" ".join(TEXTS[i % 6].split()[: 1 + i % 7]) + f" {i}" for i in range(40)]
+    settings: dict[str, Any] = {"layers": "all", "precision": "bfloat16", "device": "cpu", "batch_tokens": 60}
+    encoder = TransformerEncoder(tiny_llama, store=tmp_path / "killed", **settings)
+
+    def stop() -> Iterator[str]:
+        yield from texts[:20]
+        raise Killed
+
+    with pytest.raises(Killed):
+        encoder.store_texts(stop())
+    assert encoder.store_texts(texts)[:2] == (40, 22)
+    undisturbed = TransformerEncoder(tiny_llama, store=tmp_path / "whole", **settings)
+    undisturbed.store_texts(texts)
+    np.testing.assert_array_equal(encoder.transform(texts), undisturbed.transform(texts))
+
+
+def test_store_texts_needs_a_store_and_strings(tiny_bert: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no store"):
+        TransformerEncoder(tiny_bert).store_texts(TEXTS)
+    with pytest.raises(DataError, match="single str"):
+        TransformerEncoder(tiny_bert, store=tmp_path).store_texts("sales rose")

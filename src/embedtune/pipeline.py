@@ -371,7 +371,7 @@ def _extract(
     def compute() -> dict[str, Any]:
         encoder = build_encoder(run, view, adapter=adapter)
         with measure() as cost:
-            encoder.transform(texts)
+            encoder.store_texts(texts)
         whole = encoder.last_n_computed_ == len(set(texts)) - n_before
         return {
             "seconds": encoder.last_seconds_ if whole else None,

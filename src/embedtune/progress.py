@@ -48,3 +48,8 @@ def use_progress(progress: Progress) -> Iterator[None]:
         yield
     finally:
         _current.reset(token)
+
+
+def use_silence() -> AbstractContextManager[None]:
+    """Show no bar that is opened inside the block, whose whole work has a bar already."""
+    return use_progress(_show_nothing)

@@ -41,6 +41,8 @@ class Options:
         A small part of the data and a single round: whether the suite works, not what it measures.
     only : tuple of str
         Parts of the suite to run, all by default.
+    model : str
+        The backbone of the suites that let it be chosen.
     """
 
     rounds: int = 5
@@ -48,6 +50,7 @@ class Options:
     peers_python: str = sys.executable
     smoke: bool = False
     only: tuple[str, ...] = ()
+    model: str = "all-MiniLM-L6-v2"
 
 
 class Row(NamedTuple):

@@ -26,6 +26,7 @@ def bench(
     peers_python: Annotated[
         str | None, typer.Option(help="The Python that has the peers installed; this one by default.")
     ] = None,
+    model: Annotated[str, typer.Option(help="The backbone, in store and scale.")] = "all-MiniLM-L6-v2",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write everything as JSON.")] = None,
     smoke: Annotated[bool, typer.Option(help="A small part, once: whether the suite works.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
@@ -41,7 +42,7 @@ def bench(
         from embedtune.bench.suite import Options, load_suite
 
         run = load_suite(suite)
-        options = Options(rounds, peers, peers_python or sys.executable, smoke, tuple(only or ()))
+        options = Options(rounds, peers, peers_python or sys.executable, smoke, tuple(only or ()), model)
         report = run(options)
         if output is not None:
             write_json(output, {"suite": suite, "command": command(), "rounds": rounds, **report.as_dict()})

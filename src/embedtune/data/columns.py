@@ -123,8 +123,8 @@ def quote_names(names: Sequence[str], limit: int = 20) -> str:
     return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def read_texts(cells: Sequence[Any], *, name: str, column: str) -> list[str]:
-    """Return the cells' texts, stripped, ``""`` for null cells.
+def read_texts(cells: Sequence[Any], *, name: str, column: str, first_row: int = 1) -> list[str]:
+    """Return the cells' texts, stripped, ``""`` for null cells; `first_row` is the first cell's number in the table.
 
     Raises
     ------
@@ -133,7 +133,7 @@ def read_texts(cells: Sequence[Any], *, name: str, column: str) -> list[str]:
         are numbers.
     """
     texts = []
-    for row, cell in enumerate(cells, start=1):
+    for row, cell in enumerate(cells, start=first_row):
         if _is_null(cell):
             texts.append("")
             continue
@@ -150,7 +150,7 @@ def read_texts(cells: Sequence[Any], *, name: str, column: str) -> list[str]:
         if "\0" in cell:
             raise DataError(f"row {row} of {name} has a NUL character in its text. Remove it.")
         texts.append(cell.strip())
-    if any(texts) and all(_is_number(text) for text in texts if text):
+    if first_row == 1 and any(texts) and all(_is_number(text) for text in texts if text):
         raise DataError(
             f"column '{column}' of {name} holds nothing but numbers. Name the column of texts with text_column."
         )

@@ -77,24 +77,34 @@ def _read_tsv(path: Path, encoding: str | None) -> pd.DataFrame:
     return build_frame(table.columns, table.rows, name=path.name)
 
 
+def read_json_line(line: str, *, number: int, name: str) -> dict[str, Any]:
+    """Return the object on line `number`, from 1, of the file `name`.
+
+    Raises
+    ------
+    DataError
+        If the line isn't JSON, or isn't an object.
+    """
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"line {number} of {name} isn't JSON ({error.msg}, column {error.colno}): give one object per line."
+        ) from error
+    if not isinstance(record, dict):
+        raise DataError(
+            f"line {number} of {name} is a JSON {type(record).__name__}, not an object: "
+            'give one object per line, such as {"text": "…", "label": "…"}.'
+        )
+    return record
+
+
 def _read_json_lines(path: Path, encoding: str | None) -> pd.DataFrame:
-    records = []
-    for number, line in enumerate(read_text(path, encoding=encoding).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"line {number} of {path.name} isn't JSON ({error.msg}, column {error.colno}): "
-                "give one object per line."
-            ) from error
-        if not isinstance(record, dict):
-            raise DataError(
-                f"line {number} of {path.name} is a JSON {type(record).__name__}, not an object: "
-                'give one object per line, such as {"text": "…", "label": "…"}.'
-            )
-        records.append(record)
+    records = [
+        read_json_line(line, number=number, name=path.name)
+        for number, line in enumerate(read_text(path, encoding=encoding).split("\n"), start=1)
+        if line.strip()
+    ]
     return _frame_records(records, path.name)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,27 @@ BATCH_TOKENS = {"cpu": 1024, "cuda": 32768, "mps": 8192}
 #: Embeddings wait for the store no longer than this, and no more texts than this wait.
 COMMIT_SECONDS = 2.0
 COMMIT_TEXTS = 2000
+
+#: Texts that are tokenized, sorted by length and cut into batches together. Memory for tokens stays below this many
+#: texts' however many there are, and batches of similar length lose nothing that could be measured.
+WINDOW_TEXTS = 16_384
+
+
+class StoredTexts(NamedTuple):
+    """What `TransformerEncoder.store_texts` did.
+
+    Attributes
+    ----------
+    n_texts : int
+        Texts read, repeats included.
+    n_computed : int
+        Those that were run through the backbone: the store lacked them.
+    seconds : float
+    """
+
+    n_texts: int
+    n_computed: int
+    seconds: float
 
 
 class TransformerEncoder(FrozenEncoder):
@@ -171,6 +193,46 @@ class TransformerEncoder(FrozenEncoder):
         self.last_seconds_ = time.perf_counter() - started
         return embeddings
 
+    def store_texts(self, texts: Iterable[str]) -> StoredTexts:
+        """Put the embeddings of any number of texts into the store, and hold none of them longer than it takes.
+
+        Texts are taken from the iterator `WINDOW_TEXTS` at a time, and only what the store lacks is run, so memory
+        doesn't grow with their number. A killed call that is repeated goes on where it was.
+
+        Parameters
+        ----------
+        texts : iterable of str
+            A list, a generator over a file's lines, …
+
+        Returns
+        -------
+        StoredTexts
+            What was read and what of it was run.
+
+        Raises
+        ------
+        ConfigError
+            If the encoder has no store, and as `transform` does.
+        DataError, BackboneError, MissingExtraError, ResourceError, StoreError
+            As `transform` does.
+        """
+        started = time.perf_counter()
+        if self.store is None:
+            raise ConfigError("the encoder has no store to put texts into: set store to a folder.")
+        columns = tuple((layer, pooling) for pooling in self._poolings for layer in self._check())
+        table = self._open_table()
+        remaining = iter(check_texts(texts) if isinstance(texts, str) else texts)
+        n_texts = n_computed = 0
+        while window := check_texts(itertools.islice(remaining, WINDOW_TEXTS)):
+            distinct = list(dict.fromkeys(window))
+            n_computed += self._store_missing(
+                distinct, [hash_text(text) for text in distinct], columns, table
+            )
+            n_texts += len(window)
+        self.last_n_computed_ = n_computed
+        self.last_seconds_ = time.perf_counter() - started
+        return StoredTexts(n_texts, n_computed, self.last_seconds_)
+
     @property
     def layers_(self) -> tuple[int, ...]:
         """Hidden-state numbers from 0, in the order of `layers`; reads the model's config."""
@@ -299,6 +361,19 @@ class TransformerEncoder(FrozenEncoder):
         """Compute and store what the table lacks, then return what it holds: no repeat differs."""
         hashes = [hash_text(text) for text in texts]
         names = {column: column_name(*column) for column in columns}
+        n_computed = self._store_missing(texts, hashes, columns, table)
+        stored = table.read(hashes, list(names.values())) if texts else {}
+        width = self._describe().width
+        empty = np.empty((0, width), dtype=np.float32)
+        return {
+            column: stored[name].astype(np.float32) if texts else empty for column, name in names.items()
+        }, n_computed
+
+    def _store_missing(
+        self, texts: list[str], hashes: list[bytes], columns: tuple[Column, ...], table: EmbeddingTable
+    ) -> int:
+        """Compute and store what the table lacks of distinct texts, and return how many it lacked."""
+        names = {column: column_name(*column) for column in columns}
         missing = table.find_missing(hashes, list(names.values()))
         waiting = _Waiting(table, hashes, names)
         try:
@@ -307,32 +382,36 @@ class TransformerEncoder(FrozenEncoder):
                     waiting.add(rows, found)
         finally:
             waiting.commit()
-        stored = table.read(hashes, list(names.values())) if texts else {}
-        width = self._describe().width
-        empty = np.empty((0, width), dtype=np.float32)
-        return {
-            column: stored[name].astype(np.float32) if texts else empty for column, name in names.items()
-        }, int(missing.sum())
+        return int(missing.sum())
 
     def _run(
         self, texts: list[str], missing: NDArray[np.bool_], columns: tuple[Column, ...]
     ) -> Generator[tuple[NDArray[np.intp], Vectors], None, None]:
         """Yield (rows, vectors) batch by batch for the missing texts.
 
-        Batches are planned over all texts and those without a missing one skipped, so an interrupted run goes
-        on with the batches that it would have had.
+        Batches are planned over all texts of a window and those without a missing one skipped, so an interrupted
+        run goes on with the batches that it would have had.
         """
         if not missing.any():
             return
         backbone = self._load()
         runner = self._make_runner(backbone, columns)
         with backbone.lock, track(f"embed with {backbone.model_id}", int(missing.sum()), unit="texts") as bar:
-            tokens = tokenize(backbone.tokenizer, texts, max_length=self.max_length, prefix=self.prefix)
-            planned = plan_batches(self._measure(tokens), max_tokens=self._budget(backbone.device))
-            batches = (batch[missing[batch]] for batch in planned)
-            for rows, found in runner.run(tokens, (rows for rows in batches if len(rows))):
-                yield rows, found
-                bar.advance(len(rows))
+            for start in range(0, len(texts), WINDOW_TEXTS):
+                lacking = missing[start : start + WINDOW_TEXTS]
+                if not lacking.any():
+                    continue
+                tokens = tokenize(
+                    backbone.tokenizer,
+                    texts[start : start + WINDOW_TEXTS],
+                    max_length=self.max_length,
+                    prefix=self.prefix,
+                )
+                planned = plan_batches(self._measure(tokens), max_tokens=self._budget(backbone.device))
+                batches = (batch[lacking[batch]] for batch in planned)
+                for rows, found in runner.run(tokens, (rows for rows in batches if len(rows))):
+                    yield start + rows, found
+                    bar.advance(len(rows))
 
     def _measure(self, tokens: Tokens) -> NDArray[np.int64]:
         if "mean_padded" in self._poolings:
