@@ -11,10 +11,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from embedtune.bench.contest import Contestant, hold
 from embedtune.bench.suite import SUITES, Row, load_suite
+from embedtune.bench.work import count_extraction
 from embedtune.cli import app
 from embedtune.errors import ConfigError, ResourceError
 
@@ -150,3 +152,46 @@ def test_finetune_suite_refuses_an_unknown_part() -> None:
     result = CliRunner().invoke(app, ["bench", "finetune", "--only", "gold"])
     assert result.exit_code != 0
     assert "part 'gold' is unknown" in " ".join(result.output.split())
+
+
+def test_gpu_suite_runs_its_small_shape_anywhere(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.json"
+    result = CliRunner().invoke(app, ["bench", "gpu", "--smoke", "-o", str(path)])
+    assert result.exit_code == 0, result.output
+    written = json.loads(path.read_text())
+    assert [row["aim"] for row in written["rows"]] == [30, 1.8, None, 60]
+    assert "lowest cosine between packed and padded 1.00000" in written["rows"][1]["note"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_gpu_suite_without_a_device_says_so() -> None:
+    result = CliRunner().invoke(app, ["bench", "gpu"])
+    assert result.exit_code == 2
+    assert "bench gpu needs a CUDA device" in result.output
+
+
+def test_cpu_suite_compares_with_float32(tmp_path: Path) -> None:
+    path = tmp_path / "cpu.json"
+    result = CliRunner().invoke(app, ["bench", "cpu", "--smoke", "--only", "contest", "-o", str(path)])
+    assert result.exit_code == 0, result.output
+    written = json.loads(path.read_text())
+    assert written["rows"][0]["what"] == "five layers × two poolings"
+    assert written["details"]["lowest_cosine"]["ours"] > 0.999
+    assert written["details"]["gflop"] > 0
+
+
+def test_work_of_a_reading_is_that_of_its_matrices() -> None:
+    from transformers import BertConfig, LlamaConfig
+
+    bert = BertConfig(hidden_size=8, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2)
+    per_layer = 2 * 10 * (4 * 8 * 8 + 2 * 8 * 32) + 4 * 8 * (4**2 + 6**2)
+    assert count_extraction([4, 6], bert) == 3 * per_layer
+    assert count_extraction([4, 6], bert, n_layers=1) == per_layer
+    llama = LlamaConfig(
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    assert count_extraction([3], llama) == 2 * 3 * (2 * 64 + 2 * 8 * 4 + 3 * 8 * 16) + 4 * 8 * 9

@@ -327,6 +327,15 @@ class TransformerEncoder(FrozenEncoder):
 
             precision = resolve_precision(self.precision, backbone.device, backend="openvino")
             return OpenVinoRunner(backbone, columns, precision=precision)
+        if (
+            backbone.device.startswith("cuda")
+            and self.device_map is None
+            and not set(self._poolings) & set(MODEL_POOLINGS)
+        ):
+            from embedtune.embed.packed import PackedRunner, can_pack
+
+            if can_pack(backbone):
+                return PackedRunner(backbone, columns)
         from embedtune.embed.forward import TorchRunner
 
         return TorchRunner(backbone, columns, max_length=self.max_length)

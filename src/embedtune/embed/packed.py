@@ -133,7 +133,7 @@ class PackedRunner:
             )
             for column, values in pooled.items()
         }
-        event = torch.cuda.Event() if on_device else None
+        event: Any = torch.cuda.Event() if on_device else None  # type: ignore[no-untyped-call]
         if event is not None:
             event.record()
 
@@ -172,7 +172,7 @@ def pool_packed(hidden: Tensor, counted: Tensor, lengths: Lengths, how: str) -> 
     if how == "max":
         masked = hidden.masked_fill(~counted[:, None], float("-inf"))
         lowest = hidden.new_full((n_texts, hidden.shape[1]), float("-inf"))
-        return lowest.index_reduce_(0, text_of, masked, "amax")
+        return lowest.scatter_reduce_(0, text_of[:, None].expand_as(masked), masked, "amax")
     place = torch.arange(len(hidden), device=hidden.device)
     if how in ("cls", "last"):
         start = len(hidden) if how == "cls" else -1
@@ -242,7 +242,8 @@ def _find_kernel() -> Callable[[Tensor, Tensor, Tensor, Lengths, bool], Tensor] 
             longest,
             **way,
         )
-        return found[0] if isinstance(found, tuple) else found
+        attended: Tensor = found[0] if isinstance(found, tuple) else found
+        return attended
 
     return attend
 
@@ -258,11 +259,11 @@ def _attend_by_length(
         while last < len(counts) and counts[last] == counts[first]:
             last += 1
         stop = start + counts[first] * (last - first)
-        parts = (
-            part[start:stop].unflatten(0, (last - first, counts[first])).transpose(1, 2)
+        q, k, v = (
+            part[start:stop].reshape(last - first, counts[first], *part.shape[1:]).transpose(1, 2)
             for part in (query, key, value)
         )
-        found = torch.nn.functional.scaled_dot_product_attention(*parts, is_causal=causal, scale=scaling)
+        found = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scaling)
         out[start:stop] = found.transpose(1, 2).flatten(0, 1)
         start, first = stop, last
     return out
