@@ -13,6 +13,8 @@ from embedtune.finetune import trunk
 from embedtune.finetune.saved import FineTuned
 from embedtune.finetune.train import fine_tune
 from finetune_child import WORDS, make_rows
+from run_cases import write_recipe, write_rows
+from test_run import call
 
 TEXTS, LABELS = make_rows(48)
 
@@ -70,3 +72,23 @@ def test_texts_must_be_among_those_of_the_trunk(tiny_bert: Path, tmp_path: Path)
         DataError, match=r"^2 of the texts aren't among trunk_texts: give all texts of all trainings there\.$"
     ):
         tune(tiny_bert, tmp_path / "a", range(40), trunk_texts=TEXTS[:38])
+
+
+def test_run_reads_the_frozen_layers_once_for_all_folds_and_arms(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_read: list[int] = []
+    read = trunk._read
+
+    def record(backbone: Any, stack: Any, tokens: Any, **settings: Any) -> trunk.Trunk:
+        n_read.append(len(tokens.ids))
+        return read(backbone, stack, tokens, **settings)
+
+    monkeypatch.setattr(trunk, "_read", record)
+    rows = write_rows(tmp_path / "moves.csv")
+    recipe = write_recipe(tmp_path / "tiny.yaml", model=tiny_bert, data=rows, store=tmp_path / "store")
+    settings = ["compare.arms=[tuned+,end-to-end]", "finetune.method=upper", "finetune.n_upper_layers=1"]
+    result = call("run", recipe, "--until", "finetune", "--out", tmp_path / "run", *settings)
+    assert result.exit_code == 0, result.output
+    assert len(list((tmp_path / "run" / "adapters").glob("*/*"))) > 2
+    assert len(n_read) == 1
