@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from embedtune.bench.contest import Contestant, hold
+from embedtune.bench.scale import write_texts
 from embedtune.bench.suite import SUITES, Row, load_suite
 from embedtune.cli import app
 from embedtune.errors import ConfigError, ResourceError
@@ -76,3 +77,29 @@ def test_startup_suite_prints_and_writes(tmp_path: Path) -> None:
     assert written["machine"]["gflops"]["float32"] > 0
     assert "it doesn't import torch" in result.output
     assert set(SUITES) >= {written["suite"]}
+
+
+@pytest.mark.parametrize("suite", ["store", "scale"])
+def test_suite_works_on_a_small_part(suite: str, tiny_bert: Path, tmp_path: Path) -> None:
+    path = tmp_path / f"{suite}.json"
+    command = ["bench", suite, "--smoke", "--rounds", "1", "--model", str(tiny_bert), "-o", str(path)]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    written = json.loads(path.read_text())
+    assert all(row["value"] > 0 for row in written["rows"])
+    if suite == "scale":
+        assert [file["rows"] for file in written["details"]["files"].values()] == [200, 400, 800]
+    else:
+        assert len(written["rows"]) == 4
+
+
+def test_scale_texts_are_nearly_all_distinct_and_the_same_each_time(tmp_path: Path) -> None:
+    sentences = [
+        f"the {word} of the {word} rose in the third {word} of {word}" for word in map(str, range(30))
+    ]
+    paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for path in paths:
+        write_texts(path, sentences, 1000)
+    texts = [json.loads(line)["text"] for line in paths[0].read_text().splitlines()]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert len(texts) == 1000 and len(set(texts)) > 950
