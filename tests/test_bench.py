@@ -15,6 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 from embedtune.bench.contest import Contestant, hold
+from embedtune.bench.scale import write_texts
 from embedtune.bench.suite import SUITES, Row, load_suite
 from embedtune.bench.work import count_extraction
 from embedtune.cli import app
@@ -195,3 +196,31 @@ def test_work_of_a_reading_is_that_of_its_matrices() -> None:
         num_key_value_heads=2,
     )
     assert count_extraction([3], llama) == 2 * 3 * (2 * 64 + 2 * 8 * 4 + 3 * 8 * 16) + 4 * 8 * 9
+
+
+@pytest.mark.parametrize("suite", ["store", "scale"])
+def test_suite_works_on_a_small_part(suite: str, tiny_bert: Path, tmp_path: Path) -> None:
+    path = tmp_path / f"{suite}.json"
+    command = ["bench", suite, "--smoke", "--rounds", "1", "--model", str(tiny_bert), "-o", str(path)]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    written = json.loads(path.read_text())
+    assert all(row["value"] is not None for row in written["rows"])
+    if suite == "scale":
+        peaks = [row["value"] for row in written["rows"] if row["unit"] == "MiB"]
+        assert len(peaks) == 3 and min(peaks) > 50
+        assert [file["rows"] for file in written["details"]["files"].values()] == [200, 400, 800]
+    else:
+        assert len(written["rows"]) == 4
+
+
+def test_scale_texts_are_nearly_all_distinct_and_the_same_each_time(tmp_path: Path) -> None:
+    sentences = [
+        f"the {word} of the {word} rose in the third {word} of {word}" for word in map(str, range(30))
+    ]
+    paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for path in paths:
+        write_texts(path, sentences, 1000)
+    texts = [json.loads(line)["text"] for line in paths[0].read_text().splitlines()]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert len(texts) == 1000 and len(set(texts)) > 950
