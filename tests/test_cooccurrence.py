@@ -220,7 +220,11 @@ def test_head_grid_cells_are_what_single_trainings_score() -> None:
     assert get_untrusted_types(data=dumps(head)) == ["embedtune.heads.cooccurrence_head.CooccurrenceHead"]
 
 
-def test_networks_trained_together_in_several_threads_are_what_they_are_alone() -> None:
+@pytest.mark.parametrize("state_bytes", [1, 2**30])
+def test_networks_trained_together_in_several_threads_are_what_they_are_alone(
+    state_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedtune.heads.together._STATE_BYTES", state_bytes)
     rows = Rows((torch.rand(50, 2, 8), torch.rand(50, 1, 4)), torch.arange(50) % 3, torch.ones(50))
     plans = [
         Plan(functools.partial(CooccurrenceNet, 2, 8, 1, 3, sigma=sigma, branch_width=4, hidden=(6, 5)), 0.01)
