@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from embedtune.progress import Bar, track
 
-
 #: What the weights, gradients and moments of networks trained together may take.
 _STATE_BYTES = 2 * 2**30
 
@@ -104,6 +103,8 @@ def train_together(
                 _work(line, judge)
             else:
                 _work_side_by_side(line, judge, n_workers=n_workers, n_threads=n_threads)
+            for trainee in trainees:
+                trainee.net.zero_grad()
             found += [Trained(trainee.net, trainee.losses, trainee.held_out) for trainee in trainees]
     return found
 
