@@ -1,5 +1,6 @@
 """CooccurrenceHead: parity with the published head, and a scikit-learn classifier."""
 
+import functools
 import itertools
 import json
 import os
@@ -16,8 +17,9 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from skops.io import dumps, get_untrusted_types, loads
 
 from embedtune.errors import ConfigError, DataError
+from embedtune.heads.cooccurrence import CooccurrenceNet
 from embedtune.heads.cooccurrence_head import SIGMA_GRID, CooccurrenceHead
-from embedtune.heads.together import compute_loss
+from embedtune.heads.together import Plan, Rows, compute_loss, train_together
 
 SMALL: dict[str, Any] = {
     "hidden": (32, 16),
@@ -216,6 +218,44 @@ def test_head_grid_cells_are_what_single_trainings_score() -> None:
     chosen = (head.epochs_, head.learning_rate_, head.sigma_)
     assert cells[chosen]["log_loss"] == min(cell["log_loss"] for cell in cells.values())
     assert get_untrusted_types(data=dumps(head)) == ["embedtune.heads.cooccurrence_head.CooccurrenceHead"]
+
+
+@pytest.mark.parametrize("state_bytes", [1, 2**30])
+def test_networks_trained_together_in_several_threads_are_what_they_are_alone(
+    state_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedtune.heads.together._STATE_BYTES", state_bytes)
+    rows = Rows((torch.rand(50, 2, 8), torch.rand(50, 1, 4)), torch.arange(50) % 3, torch.ones(50))
+    plans = [
+        Plan(functools.partial(CooccurrenceNet, 2, 8, 1, 3, sigma=sigma, branch_width=4, hidden=(6, 5)), 0.01)
+        for sigma in (0.1, 0.3, 0.5)
+    ]
+    options: dict[str, Any] = {"epochs": 3, "batch_size": 16, "seed": 0, "held_out": rows, "judged": (2, 3)}
+    n_threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        together = train_together(plans, rows, **options)
+        assert torch.get_num_threads() == 2
+        torch.set_num_threads(1)
+        for plan, found in zip(plans, together, strict=True):
+            (alone,) = train_together([plan], rows, **options)
+            assert found.losses == pytest.approx(alone.losses, abs=1e-6)
+            for epoch in (2, 3):
+                torch.testing.assert_close(found.held_out[epoch], alone.held_out[epoch], atol=1e-5, rtol=0)
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def test_network_that_fails_in_a_thread_is_told() -> None:
+    rows = Rows((torch.rand(9, 2, 8), torch.rand(9, 1, 4)), torch.full((9,), 7), torch.ones(9))
+    build = functools.partial(CooccurrenceNet, 2, 8, 1, 3, sigma=0.1, branch_width=4)
+    n_threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(IndexError, match="Target 7 is out of bounds"):
+            train_together([Plan(build, 0.01)] * 3, rows, epochs=2, batch_size=4, seed=0)
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def test_head_validation_rows_with_a_new_label_are_refused() -> None:

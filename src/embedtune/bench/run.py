@@ -11,7 +11,6 @@ from typing import Any
 from embedtune.bench.contest import Contestant, hold
 from embedtune.bench.machine import describe_machine
 from embedtune.bench.suite import Options, Report, Row
-from embedtune.config import FinetuneSettings
 from embedtune.data.sources import load_dataset
 from embedtune.data.tasks import load_task
 from embedtune.embed.checkpoints import resolve_model
@@ -20,6 +19,7 @@ _SCRIPT = Path(__file__).parent / "contestants" / "run.py"
 _MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 _PHRASEBANK = Path("financial_phrasebank") / "Sentences_AllAgree.txt"
 _N_SMOKE_ROWS = 150
+_EPOCHS, _LEARNING_RATE, _BATCH_SIZE, _WARMUP = 5, 1e-4, 32, 0.1
 
 
 def run(options: Options) -> Report:
@@ -44,27 +44,33 @@ def run(options: Options) -> Report:
 
 
 def _list_contestants(folder: Path, options: Options) -> list[Contestant]:
-    settings = FinetuneSettings(epochs=1) if options.smoke else FinetuneSettings()
+    epochs = 1 if options.smoke else _EPOCHS
     texts, labels = _read_rows(smoke=options.smoke)
     data = folder / "rows.jsonl"
     lines = (json.dumps({"text": text, "label": label}) for text, label in zip(texts, labels, strict=True))
     data.write_text("\n".join(lines) + "\n", encoding="utf-8")
     ours: dict[str, Any] = {
         "data": str(data),
-        "settings": [f"finetune.epochs={settings.epochs}", "compare.probe_layers=false"],
+        "settings": [
+            f"finetune.epochs={epochs}",
+            f"finetune.learning_rate={_LEARNING_RATE}",
+            f"finetune.batch_size={_BATCH_SIZE}",
+            f"finetune.warmup_fraction={_WARMUP}",
+            "compare.probe_layers=false",
+        ],
     }
     contestants = [Contestant("embedtune", _SCRIPT, ours)]
     if options.peers is not None:
         pairs = folder / "rows.json"
         pairs.write_text(json.dumps(list(zip(texts, labels, strict=True))), encoding="utf-8")
-        n_steps = settings.epochs * len(texts) * 3 // 10 // settings.batch_size
+        n_steps = epochs * len(texts) * 3 // 10 // _BATCH_SIZE
         theirs: dict[str, Any] = {
             "rows": str(pairs),
             "model": str(resolve_model(_MODEL)),
-            "epochs": settings.epochs,
-            "learning_rate": settings.learning_rate,
-            "batch_size": settings.batch_size,
-            "warmup_steps": int(settings.warmup_fraction * n_steps),
+            "epochs": epochs,
+            "learning_rate": _LEARNING_RATE,
+            "batch_size": _BATCH_SIZE,
+            "warmup_steps": int(_WARMUP * n_steps),
         }
         script = options.peers / "straightforward.py"
         contestants.append(Contestant("script", script, theirs, options.peers_python))

@@ -53,17 +53,17 @@ class Rows:
             rows = np.flatnonzero(holds[self.held]) if len(holds) else np.empty(0, dtype=np.int64)
             hashes = self.hashes if len(rows) == len(self.held) else self.hashes.take(pa.array(rows))
         if not len(rows):
-            return np.full(len(asked), -1, dtype=np.int64)
+            return np.full(len(asked), -1)
         if len(asked) >= len(rows):
             found = pc.index_in(asked, value_set=hashes).fill_null(-1).to_numpy(zero_copy_only=False)
-            return np.where(found < 0, -1, rows[found])
+            return np.asarray(np.where(found < 0, -1, rows[found]), dtype=np.int64)
         # A hash table of the fewer: one of all rows at every append would make a store quadratic in its size.
         among = pc.index_in(hashes, value_set=asked).fill_null(-1).to_numpy(zero_copy_only=False)
         hits = np.flatnonzero(among >= 0)[::-1]  # written last to first, so that a hash's first row stays
         positions = np.full(len(asked), -1, dtype=np.int64)
         positions[among[hits]] = rows[hits]
         repeats = pc.index_in(asked, value_set=asked).to_numpy(zero_copy_only=False)
-        return positions[repeats]
+        return np.asarray(positions[repeats], dtype=np.int64)
 
 
 def scan_rows(dataset: Any) -> Rows:

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from embedtune.progress import Bar, track
 
+#: What the weights, gradients and moments of networks trained together may take.
+_STATE_BYTES = 2 * 2**30
+
 
 class Rows(NamedTuple):
     """What a network is trained or judged on: its inputs, labels (n,) as numbers, and weights (n,) in the loss."""
@@ -75,7 +78,8 @@ def train_together(
     """Train networks of one shape, each as `train` would alone.
 
     They start from the same weights and see the same batches under the same dropout masks, which are prepared once
-    for all. On a CPU they take turns on its cores, a core each, so that small products need not be split.
+    for all. On a CPU they take turns on its cores, a core each, so that small products need not be split. More than
+    fit into `_STATE_BYTES` with their gradients and Adam's moments are trained group by group.
 
     Parameters
     ----------
@@ -83,20 +87,34 @@ def train_together(
     judged : sequence of int
         The epochs, from 1, after which the held-out rows are read.
     """
-    device = rows.y.device
     n_threads = torch.get_num_threads()
-    n_workers = min(len(plans), n_threads) if device.type == "cpu" else 1
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        trainees = [_Trainee(plan, rows, seed=seed) for plan in plans]
-        with track("train heads", epochs * len(plans), unit="epochs") as bar:
+    n_workers = min(len(plans), n_threads) if rows.y.device.type == "cpu" else 1
+    judge = _Judge(held_out, judged)
+    found: list[Trained] = []
+    with (
+        torch.random.fork_rng(devices=range(torch.cuda.device_count())),
+        track("train heads", epochs * len(plans), unit="epochs") as bar,
+    ):
+        while len(found) < len(plans):
+            trainees = _start(plans[len(found) :], rows, seed=seed, at_least=n_workers)
             turns = _plan_turns(trainees, rows, epochs=epochs, batch_size=batch_size, seed=seed)
             line = _Line(turns, bar)
-            judge = _Judge(held_out, judged)
             if n_workers == 1:
                 _work(line, judge)
             else:
                 _work_side_by_side(line, judge, n_workers=n_workers, n_threads=n_threads)
-    return [Trained(trainee.net, trainee.losses, trainee.held_out) for trainee in trainees]
+            for trainee in trainees:
+                trainee.net.zero_grad()
+            found += [Trained(trainee.net, trainee.losses, trainee.held_out) for trainee in trainees]
+    return found
+
+
+def _start(plans: Sequence[Plan], rows: Rows, *, seed: int, at_least: int) -> list[_Trainee]:
+    """Build as many networks, from the first on, as may be trained together."""
+    trainees = [_Trainee(plans[0], rows, seed=seed)]
+    n_bytes = 4 * sum(part.nbytes for part in trainees[0].net.parameters())
+    n_together = max(at_least, _STATE_BYTES // n_bytes)
+    return trainees + [_Trainee(plan, rows, seed=seed) for plan in plans[1:n_together]]
 
 
 def compute_loss(logits: Tensor, y: Tensor, weight: Tensor) -> Tensor:
