@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from embedtune.bench.contest import Contestant, hold
+from embedtune.bench.contest import Contestant, Times, hold
 from embedtune.bench.machine import describe_machine
 from embedtune.bench.suite import Options, Report, Row
 from embedtune.data.sources import load_dataset
@@ -19,6 +19,11 @@ _SCRIPT = Path(__file__).parent / "contestants" / "run.py"
 _MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 _PHRASEBANK = Path("financial_phrasebank") / "Sentences_AllAgree.txt"
 _N_SMOKE_ROWS = 150
+#: What we run: all weights fine-tuned, as the script does it, and the upper layers on a trunk.
+_OURS: dict[str, list[str]] = {
+    "embedtune run": [],
+    "embedtune run, four upper layers tuned": ["finetune.method=upper", "finetune.n_upper_layers=4"],
+}
 _EPOCHS, _LEARNING_RATE, _BATCH_SIZE, _WARMUP = 5, 1e-4, 32, 0.1
 
 
@@ -28,19 +33,19 @@ def run(options: Options) -> Report:
     with tempfile.TemporaryDirectory(prefix="embedtune-bench-") as place:
         contestants = _list_contestants(Path(place), options)
         found = hold(contestants, rounds=1 if options.smoke else options.rounds, warm_up=False)
-    ours = found["embedtune"]
     details = {name: times.describe() for name, times in found.items()}
+    return Report([_judge(name, found) for name in found if name != "script"], machine, details)
+
+
+def _judge(name: str, found: dict[str, Times]) -> Row:
+    ours, against = found[name], "a straightforward script"
     if "script" not in found:
-        note = f"{ours.median:.0f} s; the script needs --peers"
-        return Report(
-            [Row("embedtune run", "a straightforward script", None, aim=3, note=note)], machine, details
-        )
+        return Row(name, against, None, aim=3, note=f"{ours.median:.0f} s; the script needs --peers")
     script = found["script"]
     our_scores, their_scores = (times.facts[-1]["macro_f1"] for times in (ours, script))
     scores = ", ".join(f"{arm} {our_scores[arm]:.3f} / {score:.3f}" for arm, score in their_scores.items())
     note = f"{ours.median:.0f} s / {script.median:.0f} s; macro-F1 of the command / the script: {scores}"
-    row = Row.of("embedtune run", "a straightforward script", script.over(ours), aim=3, note=note)
-    return Report([row], machine, details)
+    return Row.of(name, against, script.over(ours), aim=3, note=note)
 
 
 def _list_contestants(folder: Path, options: Options) -> list[Contestant]:
@@ -49,17 +54,17 @@ def _list_contestants(folder: Path, options: Options) -> list[Contestant]:
     data = folder / "rows.jsonl"
     lines = (json.dumps({"text": text, "label": label}) for text, label in zip(texts, labels, strict=True))
     data.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    ours: dict[str, Any] = {
-        "data": str(data),
-        "settings": [
-            f"finetune.epochs={epochs}",
-            f"finetune.learning_rate={_LEARNING_RATE}",
-            f"finetune.batch_size={_BATCH_SIZE}",
-            f"finetune.warmup_fraction={_WARMUP}",
-            "compare.probe_layers=false",
-        ],
-    }
-    contestants = [Contestant("embedtune", _SCRIPT, ours)]
+    shared = [
+        f"finetune.epochs={epochs}",
+        f"finetune.learning_rate={_LEARNING_RATE}",
+        f"finetune.batch_size={_BATCH_SIZE}",
+        f"finetune.warmup_fraction={_WARMUP}",
+        "compare.probe_layers=false",
+    ]
+    contestants = [
+        Contestant(name, _SCRIPT, {"data": str(data), "settings": [*shared, *own]})
+        for name, own in (list(_OURS.items())[:1] if options.smoke else _OURS.items())
+    ]
     if options.peers is not None:
         pairs = folder / "rows.json"
         pairs.write_text(json.dumps(list(zip(texts, labels, strict=True))), encoding="utf-8")
