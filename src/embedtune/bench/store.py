@@ -55,9 +55,10 @@ def run(options: Options) -> Report:
 
 def _time_stage(options: Options, place: Path, details: dict[str, Any]) -> list[Row]:
     """Repeat: a new store, a run up to its embed stage, and the same in another run folder."""
-    data = load_data("sentiment" if options.smoke else "phrasebank_allagree")
+    names = ("sentiment",) if options.smoke else ("phrasebank", "gold_sentiment")
+    rows = [row for data in map(load_data, names) for row in zip(data.texts, data.labels, strict=True)]
     source = place / "rows.csv"
-    _write_rows(source, data.texts, data.labels)
+    _write_rows(source, *zip(*rows, strict=True))
     view = {"kind": "transformer", "model": options.model, "layers": _choose_layers(options)}
     first, second, whole_first, whole_second = Times(), Times(), Times(), Times()
     with track("embed stage", 2 * options.rounds, unit="runs") as bar:
@@ -72,13 +73,15 @@ def _time_stage(options: Options, place: Path, details: dict[str, Any]) -> list[
                 whole.seconds.append(time.perf_counter() - started)
                 bar.advance()
     details["stage"] = {
-        "texts": len(set(data.texts)),
+        "texts": len(dict(rows)),
         "first_seconds": first.seconds,
         "second_seconds": second.seconds,
         "whole_first_seconds": whole_first.seconds,
         "whole_second_seconds": whole_second.seconds,
     }
-    note = f"{len(set(data.texts))} texts, {first.median:.2f} s and {second.median:.3f} s, loading the model included"
+    note = (
+        f"{len(dict(rows))} texts, {first.median:.2f} s and {second.median:.3f} s, loading the model included"
+    )
     return [
         Row.of("embed stage, everything stored", "first run's", first.over(second), aim=50, note=note),
         Row.of(
