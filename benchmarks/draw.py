@@ -27,9 +27,9 @@ SUITES = ("cpu", "finetune", "heads", "run", "store", "scale", "startup", "gpu")
 
 
 def read_results(folder: Path = RESULTS) -> list[dict[str, Any]]:
-    """Return the suites' results that are there, in the page's order."""
-    paths = [folder / f"{name}.json" for name in SUITES]
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+    """Return the suites' results that are there, in the page's order; a suite's parts may have files of their own."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    return sorted(found, key=lambda suite: SUITES.index(suite["suite"]))
 
 
 def draw_tables(suites: list[dict[str, Any]]) -> str:

@@ -19,6 +19,8 @@ from embedtune.embed.precision import multiplies_bfloat16
 from embedtune.embed.tokens import tokenize
 
 MODEL = "all-MiniLM-L6-v2"
+#: What sentence-transformers reads of a text with this model.
+MAX_LENGTH = 256
 HERE = Path(__file__).parent / "contestants"
 
 #: What sentence-transformers can be told, besides its defaults.
@@ -64,7 +66,11 @@ def run(options: Options) -> Report:
 
 def _hold_contest(texts: list[str], options: Options, details: dict[str, Any]) -> dict[str, Times]:
     contestants = [
-        Contestant(name, HERE / "encode.py", {"texts": texts, "settings": {"model": MODEL, **settings}})
+        Contestant(
+            name,
+            HERE / "encode.py",
+            {"texts": texts, "settings": {"model": MODEL, "max_length": MAX_LENGTH, **settings}},
+        )
         for name, settings in list(OURS.items())[: 3 if options.smoke else None]
     ]
     if multiplies_bfloat16():
@@ -107,7 +113,7 @@ def _judge(found: dict[str, Times], texts: list[str], details: dict[str, Any]) -
     }
     details["lowest_cosine"] = {name: round(cosine, 6) for name, cosine in cosines.items()}
     described = describe_backbone(MODEL)
-    lengths = tokenize(described.tokenizer, texts, max_length=128).lengths
+    lengths = tokenize(described.tokenizer, texts, max_length=MAX_LENGTH).lengths
     work = count_extraction(lengths, described.config)
     details["gflop"], details["tokens"] = round(work / 1e9, 1), int(lengths.sum())
     ours, reading = found["ours"], found["ours"].facts[-1]["reading"]
@@ -185,7 +191,7 @@ def _meet_capstone(texts: list[str], options: Options, details: dict[str, Any]) 
         "batch_size": 64,
         "max_length": 128 if options.smoke else 512,
     }
-    settings = {"model": MODEL, "layers": "last5"}
+    settings = {"model": MODEL, "layers": "last5", "max_length": MAX_LENGTH}
     found = hold(
         [
             Contestant("ours", HERE / "encode.py", {"texts": part, "settings": settings}),
