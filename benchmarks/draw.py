@@ -55,7 +55,7 @@ def draw_row(row: dict[str, Any]) -> str:
     """Return a row of a table."""
     value = "not measured" if row["value"] is None else f"{show(row['value'])} {row['unit']}".strip()
     spread = "" if row["low"] is None else f"{show(row['low'])} to {show(row['high'])}"
-    aim = "" if row["aim"] is None else f"{'≤' if row['at_most'] else '≥'} {row['aim']:g}"
+    aim = "" if row["aim"] is None else f"{'≤' if row['at_most'] else '≥'} {row['aim'] + 0:g}"
     mark = {True: "reached", False: "**missed**", None: ""}[row["reached"]]
     return f"| {row['what']} | {row['against']} | {value} | {spread} | {aim} | {mark} |"
 

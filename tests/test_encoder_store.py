@@ -11,6 +11,7 @@ import pytest
 from sklearn.base import clone
 
 from embedtune.embed import encoder as module
+from embedtune.embed import waiting
 from embedtune.embed.encoder import TransformerEncoder
 from embedtune.embed.store import EmbeddingStore
 from embedtune.errors import ConfigError, DataError
@@ -72,7 +73,7 @@ def test_transform_resumed_run_equals_an_undisturbed_one(
     n_done: int,
     commit_texts: int,
 ) -> None:
-    monkeypatch.setattr(module, "COMMIT_TEXTS", commit_texts)
+    monkeypatch.setattr(waiting, "COMMIT_TEXTS", commit_texts)
     texts = [" ".join(TEXTS[i % 6].split()[: 1 + i % 7]) + f" {i}" for i in range(40)]
     settings: dict[str, Any] = {"layers": "all", "precision": precision, "batch_tokens": 90}
     undisturbed = encode(tiny_llama, texts, store=tmp_path / "undisturbed", **settings)
@@ -165,7 +166,7 @@ def test_store_texts_killed_goes_on_with_the_same_batches(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "WINDOW_TEXTS", 9)
-    monkeypatch.setattr(module, "COMMIT_TEXTS", 2)
+    monkeypatch.setattr(waiting, "COMMIT_TEXTS", 2)
     texts = [" ".join(TEXTS[i % 6].split()[: 1 + i % 7]) + f" {i}" for i in range(40)]
     settings: dict[str, Any] = {"layers": "all", "precision": "bfloat16", "device": "cpu", "batch_tokens": 60}
     encoder = TransformerEncoder(tiny_llama, store=tmp_path / "killed", **settings)

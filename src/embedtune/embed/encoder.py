@@ -20,6 +20,7 @@ from embedtune.embed.runner import Column, Runner, Vectors
 from embedtune.embed.store import EmbeddingStore, EmbeddingTable, StoreKey, column_name, hash_text
 from embedtune.embed.texts import FrozenEncoder, check_texts, find_distinct
 from embedtune.embed.tokens import Tokens, tokenize
+from embedtune.embed.waiting import Waiting
 from embedtune.errors import BackboneError, ConfigError
 from embedtune.progress import track
 
@@ -29,12 +30,8 @@ if TYPE_CHECKING:
 #: Padded tokens per batch, by kind of device.
 BATCH_TOKENS = {"cpu": 1024, "cuda": 32768, "mps": 8192}
 
-#: Embeddings wait for the store no longer than this, and no more texts than this wait.
-COMMIT_SECONDS = 2.0
-COMMIT_TEXTS = 2000
-
 #: Texts that are tokenized, sorted by length and cut into batches together. Memory for tokens stays below this many
-#: texts' however many there are, and batches of similar length lose nothing that could be measured.
+#: texts' however many there are; of so many, most batches are of one length.
 WINDOW_TEXTS = 16_384
 
 
@@ -384,7 +381,7 @@ class TransformerEncoder(FrozenEncoder):
         """Compute and store what the table lacks of distinct texts, and return how many it lacked."""
         names = {column: column_name(*column) for column in columns}
         missing = table.find_missing(hashes, list(names.values()))
-        waiting = _Waiting(table, hashes, names)
+        waiting = Waiting(table, hashes, names)
         try:
             with closing(self._run(texts, missing, columns)) as batches:
                 for rows, found in batches:
@@ -433,30 +430,3 @@ class TransformerEncoder(FrozenEncoder):
             if self.batch_tokens == "auto"
             else int(self.batch_tokens)
         )
-
-
-class _Waiting:
-    """Batches on their way into the store, committed whole and several at a time."""
-
-    def __init__(self, table: EmbeddingTable, hashes: list[bytes], names: dict[Column, str]) -> None:
-        self.table, self.hashes, self.names = table, hashes, names
-        self.rows: list[NDArray[np.intp]] = []
-        self.found: list[Vectors] = []
-        self.since = time.monotonic()
-
-    def add(self, rows: NDArray[np.intp], found: Vectors) -> None:
-        self.rows.append(rows)
-        self.found.append(found)
-        n_waiting = sum(map(len, self.rows))
-        if n_waiting >= COMMIT_TEXTS or time.monotonic() - self.since >= COMMIT_SECONDS:
-            self.commit()
-
-    def commit(self) -> None:
-        rows, found, self.rows, self.found = self.rows, self.found, [], []
-        self.since = time.monotonic()
-        if rows:
-            hashes = [self.hashes[row] for row in np.concatenate(rows)]
-            self.table.append(
-                hashes,
-                {name: np.concatenate([f[column] for f in found]) for column, name in self.names.items()},
-            )
