@@ -155,8 +155,8 @@ def hash_tokenizer(tokenizer: Any) -> str:
     """Return the sha256 of a tokenizer's rules and vocabulary, its padding and truncation left out."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        rules: Any = [type(tokenizer).__name__, tokenizer.get_vocab()]
+        rules = json.dumps([type(tokenizer).__name__, tokenizer.get_vocab()], sort_keys=True)
     else:
-        rules = json.loads(backend.to_str())
-        rules["truncation"] = rules["padding"] = None
-    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
+        written = backend.to_str()  # version, truncation and padding come first
+        rules = written[written.index('"added_tokens"') :]
+    return hashlib.sha256(rules.encode()).hexdigest()
