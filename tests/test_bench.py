@@ -160,7 +160,8 @@ def test_gpu_suite_runs_its_small_shape_anywhere(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["bench", "gpu", "--smoke", "-o", str(path)])
     assert result.exit_code == 0, result.output
     written = json.loads(path.read_text())
-    assert [row["aim"] for row in written["rows"]] == [30, 1.8, None, 60]
+    assert [row["aim"] for row in written["rows"]] == [30, 1.8, None, 60, 2]
+    assert all(row["value"] > 0 for row in written["rows"])
     assert "lowest cosine between packed and padded 1.00000" in written["rows"][1]["note"]
 
 

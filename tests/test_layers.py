@@ -19,7 +19,9 @@ LAYERS = {
     "finetune": 3, "report": 3, "recipes": 1,
     "bundle": 4, "classifier": 5,
     "plan": 6, "assemble": 6, "scan": 6, "fitting": 6, "predictions": 6, "results": 6, "tables": 6,
-    "pipeline": 7, "predict": 7, "ablation": 7, "doctor": 7, "bench": 7, "console": 8, "cli": 8, "__main__": 8,
+    "suspects": 7, "curve": 7, "comparison": 7,
+    "pipeline": 8, "predict": 8, "ablation": 8, "repeat": 8, "doctor": 8, "bench": 8, "console": 9, "cli": 9,
+    "__main__": 9,
 }  # fmt: skip
 #: Folders that must not know each other.
 STRANGERS = [
@@ -29,7 +31,9 @@ STRANGERS = [
     ("evaluate", "heads"),
     ("data", "embed"),
 ]
-SEES_EXPERIMENT = {"config", "plan", "assemble", "scan", "pipeline", "cli"}
+SEES_EXPERIMENT = {
+    "config", "plan", "assemble", "scan", "suspects", "curve", "comparison", "pipeline", "repeat", "cli"
+}  # fmt: skip
 
 
 def list_modules() -> list[str]:

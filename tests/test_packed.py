@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tiny_models
-from embedtune.embed import packed
+from embedtune.embed import packed_attention
 from embedtune.embed.backbone import Backbone, load_backbone, release_backbones
 from embedtune.embed.batching import plan_batches
 from embedtune.embed.forward import TorchRunner
@@ -135,6 +135,6 @@ def test_batch_that_memory_does_not_hold_is_halved_and_the_size_remembered(
 
 def test_grouped_heads_are_widened() -> None:
     key = torch.arange(2 * 2 * 3.0).reshape(2, 2, 3)
-    widened = packed._widen(key, torch.zeros(2, 6, 3))
+    widened = packed_attention._widen(key, torch.zeros(2, 6, 3))
     torch.testing.assert_close(widened[:, :3], key[:, :1].expand(2, 3, 3))
     torch.testing.assert_close(widened[:, 3:], key[:, 1:].expand(2, 3, 3))

@@ -17,7 +17,15 @@ import pytest
 from embedtune.data.assign import assign_clusters
 from embedtune.data.dataset import TextDataset
 from embedtune.data.duplicates import SHINGLE_LENGTH, find_near_duplicates, fold_text, join_clusters
-from embedtune.data.prepare import Splits, fingerprint, prepare_splits, read_splits, write_splits
+from embedtune.data.prepare import (
+    Splits,
+    fingerprint,
+    prepare_splits,
+    read_splits,
+    split_by_time,
+    write_splits,
+)
+from embedtune.data.sources import load_dataset
 from embedtune.errors import DataError
 
 WORDS = (
@@ -461,3 +469,52 @@ def test_prepare_splits_all_texts_conflicting() -> None:
     assert refuse(data) == (
         "news has no rows after merging copies and dropping conflicts: give rows with a text and a label."
     )
+
+
+# Time
+
+
+def test_latest_rows_are_the_test_rows(tmp_path: Path) -> None:
+    days = [f"2024-{1 + i // 28:02d}-{1 + i % 28:02d}" for i in range(200)]
+    order = np.random.default_rng(0).permutation(200)
+    lines = [f"report {i} of plant {i * 37 % 91},{'up' if i % 2 else 'down'},{days[i]}" for i in order]
+    path = tmp_path / "dated.csv"
+    path.write_text("\n".join(["text,label,day", *lines]) + "\n")
+    dataset = load_dataset(path, time_column="day")
+    splits, audit = prepare_splits(dataset, near_duplicate=1)
+    day_of = dict(zip(dataset.row_ids or (), dataset.times or (), strict=True))
+    times = np.array([day_of[row] for row in splits.row_ids])
+    test = splits.rows("test")
+    assert len(test) == 28  # 20 % of the 70 % that aren't for tuning
+    assert times[test].min() > times[splits.rows("tune", "train")].max()
+    assert audit["settings"]["by_time"]
+    assert len(splits.rows("tune")) == pytest.approx(0.3 * 172, abs=2)
+
+
+def test_earlier_copies_of_later_rows_leave_the_training_part() -> None:
+    texts = [f"plant {i} reports number {i * 7919 % 104729} today" for i in range(100)]
+    texts[3] = texts[99] + "!"
+    dataset = TextDataset(
+        texts=tuple(texts), labels=("a", "b") * 50, times=tuple(float(i) for i in range(100))
+    )
+    splits, audit = prepare_splits(dataset)
+    assert 99 in splits.row_ids
+    assert 3 not in splits.row_ids
+    assert audit["rows"]["leaked"] == 1
+
+
+def test_rows_of_one_time_stay_together_and_bad_times_are_refused(tmp_path: Path) -> None:
+    dataset = TextDataset(
+        texts=tuple(map(str, range(60))), labels=("a", "b") * 30, times=(1.0,) * 50 + (2.0,) * 10
+    )
+    assert split_by_time(dataset, share=0.3).split == ("train",) * 50 + ("test",) * 10
+    with pytest.raises(DataError, match="are of one time"):
+        split_by_time(replace(dataset, times=(1.0,) * 60), share=0.3)
+    with pytest.raises(DataError, match="test rows of its own and a time column"):
+        split_by_time(replace(dataset, split=("train", "test") * 30), share=0.3)
+    path = tmp_path / "dated.csv"
+    path.write_text("text,label,day\na,up,2024-01-01\nb,down,soon\n")
+    with pytest.raises(
+        DataError, match=r"column 'day' of dated\.csv holds 'soon' in row 2, which is no time"
+    ):
+        load_dataset(path, time_column="day")

@@ -105,7 +105,7 @@ def test_build_report_asks_for_nothing_outside_and_runs_nothing(plain):
 def test_build_report_is_well_formed(plain):
     elements = Elements(plain)
     assert elements.open == []
-    assert sum(tag == "svg" for tag, _ in elements.tags) == 5
+    assert sum(tag == "svg" for tag, _ in elements.tags) == 7
     assert plain.count("<svg") == plain.count("<desc>")
 
 
@@ -242,7 +242,7 @@ def test_draw_whiskers_marks_stay_inside_and_names_are_escaped():
 
 
 def test_draw_curves_single_layer_is_drawn():
-    svg = draw_curves([Curve("frozen", [3], [71.0])], title="t", description="d", y_label="y")
+    svg = draw_curves([Curve("frozen", [3], [71.0])], title="t", description="d", x_label="x", y_label="y")
     assert svg.count("<circle") == 2  # legend and point
     assert "nan" not in svg
 

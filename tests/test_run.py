@@ -61,7 +61,7 @@ def test_run_writes_the_whole_folder(finished: Path) -> None:
     names = {path.name for path in finished.iterdir() if not path.name.startswith(".")}
     assert names == {
         "config.yaml", "data", "adapters", "predictions", "arms", "probes.json", "results.json", "report.html",
-        "bundle", "tables", "log.txt",
+        "bundle", "tables", "log.txt", "suspects.csv",
     }  # fmt: skip
 
 
@@ -113,7 +113,7 @@ def test_changed_head_redoes_heads_only(recipe: Path, finished: Path, tmp_path: 
     assert call("run", recipe, "--out", out, "fit.head=ridge").exit_code == 0
     changed = {name for name, at in list_times(out).items() if before.get(name) != at}
     fits = {f"fit.{arm}.json" for arm in ARMS if arm not in ("majority", "end-to-end")}
-    assert fits <= changed <= fits | {"compare.json", "report.json", "bundle.json"}
+    assert fits <= changed <= fits | {"fit.suspects.json", "compare.json", "report.json", "bundle.json"}
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+import scipy.stats
 from scipy.stats import binomtest
 
 from embedtune.errors import ConfigError, DataError
@@ -13,6 +14,7 @@ from embedtune.evaluate.metrics import METRICS, compute_metrics
 from embedtune.evaluate.significance import (
     bootstrap_intervals,
     compare_pair,
+    compare_splits,
     holm,
     mcnemar_p,
     resample_metrics,
@@ -36,7 +38,7 @@ def test_resample_metrics_equals_scoring_each_drawn_sample(n_labels):
     for name in METRICS:
         slow = [np.mean([compute_metrics(y[r], one[r])[name] for one in seeds]) for r in rows]
         assert scores.resampled[name] == pytest.approx(slow)
-        assert scores.value[name] == pytest.approx(np.mean([compute_metrics(y, one)[name] for one in seeds]))
+        assert scores.mean(name) == pytest.approx(np.mean([compute_metrics(y, one)[name] for one in seeds]))
 
 
 def test_resample_metrics_groups_are_drawn_whole():
@@ -95,7 +97,7 @@ def test_bootstrap_intervals_duplicated_rows_in_groups_are_no_new_evidence():
 
 def test_compare_pair_same_predictions_is_no_difference():
     y, seeds = draw_seeds(100, 3, 2)
-    assert compare_pair(y, seeds, seeds) == (0, 0, 0, 1)
+    assert compare_pair(y, seeds, seeds) == (0, 0, 0, 1, 0)
 
 
 def test_compare_pair_clear_difference_is_significant_and_antisymmetric():
@@ -105,7 +107,7 @@ def test_compare_pair_clear_difference_is_significant_and_antisymmetric():
     back = compare_pair(y, weak, strong, metric="accuracy")
     assert forth.low > 0.2
     assert forth.p == pytest.approx(2 / 1001)
-    assert back == pytest.approx((-forth.difference, -forth.high, -forth.low, forth.p))
+    assert back == pytest.approx((-forth.difference, -forth.high, -forth.low, forth.p, forth.detectable))
 
 
 def test_compare_pair_no_true_difference_rarely_significant():
@@ -160,3 +162,57 @@ def test_resample_metrics_five_arms_of_three_seeds_take_seconds():
     for _ in range(5):
         resample_metrics(y, seeds)
     assert time.process_time() - start < 15
+
+
+# Power, seeds, repeated splits
+
+
+def draw_pair(
+    random: np.random.Generator, n: int, *, gain: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return labels and two arms right on 80 % of the rows, the first on a share `gain` more."""
+    y = random.integers(0, 2, size=n)
+    hard = random.random(n)
+    arms = []
+    for share in (0.8 + gain, 0.8):
+        right = (hard + random.normal(scale=0.1, size=n)) < share
+        arms.append(np.eye(2)[np.where(right, y, 1 - y)] * 0.8 + 0.1)
+    return y, arms[0], arms[1]
+
+
+def test_detectable_difference_is_found_four_times_in_five() -> None:
+    random = np.random.default_rng(0)
+    y, a, b = draw_pair(random, 800, gain=0.0)
+    gain = compare_pair(y, a, b, metric="accuracy").detectable
+    found = 0
+    for seed in range(60):
+        y, a, b = draw_pair(random, 800, gain=gain)
+        found += compare_pair(y, a, b, metric="accuracy", n_resamples=400, seed=seed).p < 0.05
+    assert 0.65 < found / 60 < 0.95
+
+
+def test_seeds_spread_stands_beside_the_interval() -> None:
+    y = np.arange(100) % 2
+    right, half = np.eye(2)[y], np.eye(2)[np.where(np.arange(100) < 50, y, 1 - y)]
+    found = bootstrap_intervals(y, np.stack([right, half]))["accuracy"]
+    assert found["value"] == 0.75
+    assert found["seed_sd"] == pytest.approx(np.std([1, 0.5], ddof=1))
+    assert bootstrap_intervals(y, right)["accuracy"]["seed_sd"] is None
+
+
+def test_compare_splits_is_nadeau_and_bengios_test() -> None:
+    differences = [0.021, 0.013, -0.004, 0.017, 0.009, 0.011, 0.002, 0.015, 0.008, 0.019]
+    found = compare_splits(differences, n_train=900, n_test=100)
+    mean, variance = np.mean(differences), np.var(differences, ddof=1)
+    t = mean / np.sqrt((1 / 10 + 100 / 900) * variance)
+    assert found.difference == pytest.approx(mean)
+    assert found.p == pytest.approx(2 * scipy.stats.t.sf(t, 9))
+    assert found.low == pytest.approx(mean - scipy.stats.t.ppf(0.975, 9) * mean / t)
+    # without the splits' overlap it would be the paired t-test
+    alone = compare_splits(differences, n_train=1, n_test=0)
+    assert alone.p == pytest.approx(scipy.stats.ttest_1samp(differences, 0).pvalue)
+
+
+def test_compare_splits_without_any_spread() -> None:
+    assert compare_splits([0.0, 0.0, 0.0], n_train=9, n_test=1).p == 1
+    assert compare_splits([0.01, 0.01, 0.01], n_train=9, n_test=1).p == 0

@@ -105,7 +105,8 @@ def test_test_rows_are_read_by_all_adapters_and_averaged(spied: tuple[Path, Spy]
     mean = np.mean([encoder.transform(texts) for encoder in bert.encoders], axis=0)
     X = np.hstack([mean, lexical.transform(texts).toarray()])
     table = pq.read_table(out / "predictions" / "tuned+.parquet")
-    np.testing.assert_allclose(bundle.head_.predict_proba(X)[:, 0], table["p:down"].to_numpy(), atol=5e-3)
+    found = bundle.calibrator_.transform(bundle.head_.predict_proba(X))
+    np.testing.assert_allclose(found[:, 0], table["p:down"].to_numpy(), atol=5e-3)
 
 
 def test_loaded_bundle_predicts_what_the_arm_predicted(spied: tuple[Path, Spy]) -> None:
@@ -169,7 +170,8 @@ def test_changed_number_of_folds_redoes_this_arm_only(
     changed = {name for name, at in list_times(out).items() if before.get(name) != at}
     assert "fit.tuned+.json" in changed
     assert all(
-        "-fold" in name or name.split(".json")[0] in ("fit.tuned+", "compare", "report", "bundle")
+        "-fold" in name
+        or name.split(".json")[0] in ("fit.tuned+", "fit.suspects", "compare", "report", "bundle")
         for name in changed
     )
     assert sorted(path.name for path in out.glob("adapters/*/*")) == [

@@ -33,7 +33,11 @@ from embedtune.prompt.classifier import PromptClassifier
 def build_classifier(run: TaskRun, arm: str, seed: int) -> EmbedClassifier:
     """Return an arm's classifier: ready to be fitted, or, for the end-to-end arm, as fine-tuning left it."""
     settings = run.experiment.fit
-    options: dict[str, Any] = {"class_weight": settings.class_weight, "random_state": seed}
+    options: dict[str, Any] = {
+        "class_weight": settings.class_weight,
+        "calibration": settings.calibration,
+        "random_state": seed,
+    }
     if arm == "floor":
         return EmbedClassifier([("lexical", LexicalEncoder())], "logistic", **options)
     if arm == "end-to-end":
@@ -111,7 +115,7 @@ def read_at_test_length(run: TaskRun, classifier: EmbedClassifier) -> EmbedClass
             for one in encoder.encoders if isinstance(encoder, CrossFittedEncoder) else [encoder]:
                 one.set_params(max_length=view.test_max_length)
         views.append((name, encoder))
-    return EmbedClassifier.from_fitted(views, classifier.head_)
+    return EmbedClassifier.from_fitted(views, classifier.head_, classifier.calibrator_)
 
 
 def name_readings(run: TaskRun) -> dict[str, str]:

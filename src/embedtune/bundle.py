@@ -4,6 +4,7 @@
 
     bundle.json       schema, labels, views, head, the hash of every other file, and what the run said of it
     head.skops        the fitted head
+    calibrator.skops  what its probabilities are worth, where that was learned
     view-NAME.json    the n-grams a lexical view learned; its projection, if it has one, in view-NAME.safetensors
     adapters/NAME/    fine-tuned weights of a backbone, as `fine_tune` wrote them; fold0/, fold1/ … if cross-fitted
 
@@ -32,6 +33,7 @@ from embedtune.errors import BundleError
 from embedtune.files import link_or_copy, replace_dir, write_json
 
 SCHEMA = 1
+CALIBRATOR = "calibrator.skops"
 
 #: Parameters of a TransformerEncoder that are the reader's machine's business, not the classifier's.
 _LOCAL_PARAMS = ("store", "adapter", "backend", "device", "device_map", "batch_tokens")
@@ -52,6 +54,8 @@ class BundleParts:
         Fitted, on the views' columns side by side.
     labels : sequence of str
         The head's classes, in its order.
+    calibrator : Calibrator or None
+        Fitted, on the head's probabilities.
     notes : mapping
         JSON-able facts kept with it: the run's task, arm, figures.
     """
@@ -59,6 +63,7 @@ class BundleParts:
     views: Sequence[NamedEncoder]
     head: Any
     labels: Sequence[str]
+    calibrator: Any = None
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -78,6 +83,8 @@ def write_bundle(parts: BundleParts, path: str | Path) -> Path:
     with replace_dir(path) as scratch:
         views = [_write_view(name, encoder, scratch) for name, encoder in parts.views]
         skops.io.dump(parts.head, scratch / "head.skops")
+        if parts.calibrator is not None:
+            skops.io.dump(parts.calibrator, scratch / CALIBRATOR)
         files = {str(file.relative_to(scratch).as_posix()): hash_file(file) for file in _list_files(scratch)}
         manifest = {
             "schema": SCHEMA,
@@ -120,7 +127,8 @@ def read_bundle(path: str | Path, *, store: Any = None, device: str = "auto") ->
             )
     views = [(view["name"], _read_view(view, path, store=store, device=device)) for view in manifest["views"]]
     head = _load_skops(path / manifest["head"]["file"])
-    return BundleParts(views=views, head=head, labels=manifest["labels"], notes=manifest["notes"])
+    calibrator = _load_skops(path / CALIBRATOR) if CALIBRATOR in manifest["files"] else None
+    return BundleParts(views, head, manifest["labels"], calibrator, manifest["notes"])
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from embedtune.embed.lexical import LexicalEncoder
 from embedtune.embed.static import StaticEncoder
 from embedtune.embed.texts import check_texts
 from embedtune.errors import ConfigError, DataError
+from embedtune.heads.calibration import Calibrator, Method, find_sets
 from embedtune.heads.linear import SoftmaxHead
 from embedtune.heads.table import make_head
 from embedtune.heads.training import ClassWeight
@@ -41,6 +42,9 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Further parameters of a named head.
     class_weight : {"balanced"} or None
         For the named heads.
+    calibration : {"auto", "temperature", "isotonic", "none"}
+        How a named head's probabilities are calibrated on out-of-fold training rows; see `Calibrator`. With ``"none"``
+        there are no prediction sets either. A head of your own is left as it is.
     random_state : int
         Seeds the head.
 
@@ -52,6 +56,10 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Fitted encoders.
     head_ : classifier
         Fitted head.
+    calibrator_ : Calibrator or None
+        Fitted calibrator.
+    out_of_fold_ : ndarray of shape (n, n_classes) or None
+        The training rows' calibrated probabilities, each by a head and a calibrator without its fold; not saved.
 
     Examples
     --------
@@ -68,12 +76,14 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         *,
         head_options: Mapping[str, Any] | None = None,
         class_weight: ClassWeight = None,
+        calibration: Method = "auto",
         random_state: int = 0,
     ) -> None:
         self.views = views
         self.head = head
         self.head_options = head_options
         self.class_weight = class_weight
+        self.calibration = calibration
         self.random_state = random_state
 
     def fit(
@@ -121,9 +131,18 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                     "leave validation out, or set head to 'cooccurrence'."
                 )
             options["validation"] = (self._join_views(validation[0]), np.asarray(validation[1]))
+        self.calibrator_, self.out_of_fold_ = None, None
+        calibrates = isinstance(self.head, str) and self.calibration != "none"
         with threadpool_limits(limits=getattr(head, "n_threads", None)):
-            self.head_ = head.fit(X, y, **options)
-        self.classes_ = self.head_.classes_
+            if calibrates:
+                raw = head.fit_out_of_fold(X, y, **options)
+                calibrator = Calibrator(self.calibration, random_state=self.random_state)
+                codes = np.searchsorted(head.classes_, y)
+                self.out_of_fold_ = calibrator.fit_transform(raw, codes, options.get("groups"))
+                self.calibrator_ = calibrator
+            else:
+                head.fit(X, y, **options)
+        self.head_, self.classes_ = head, head.classes_
         return self
 
     def predict_proba(self, texts: Sequence[str]) -> NDArray[np.float64]:
@@ -133,7 +152,31 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if not texts:
             return np.empty((0, len(self.classes_)))
         probabilities: NDArray[np.float64] = self.head_.predict_proba(self.transform(texts))
+        if self.calibrator_ is not None:
+            probabilities = self.calibrator_.transform(probabilities)
         return probabilities
+
+    def predict_sets(self, texts: Sequence[str], *, coverage: float = 0.9) -> list[list[Any]]:
+        """Return for each text the labels that can't be ruled out, the likeliest first.
+
+        Over new texts like the training ones, a share `coverage` or more of the sets holds the true label.
+
+        Raises
+        ------
+        ConfigError
+            If the classifier has no calibrator, or `coverage` is not between 0 and 1.
+        """
+        check_is_fitted(self, "head_")
+        if self.calibrator_ is None:
+            raise ConfigError(
+                "this classifier has no out-of-fold rows to take sets from: fit a named head with calibration "
+                "'auto', 'temperature' or 'isotonic'."
+            )
+        threshold = self.calibrator_.find_threshold(coverage)
+        probabilities = self.predict_proba(texts)
+        order = np.argsort(-probabilities, axis=1, kind="stable")
+        sizes = find_sets(probabilities, threshold).sum(axis=1) if len(probabilities) else []
+        return [np.asarray(self.classes_)[row[:n]].tolist() for row, n in zip(order, sizes, strict=True)]
 
     def predict(self, texts: Sequence[str]) -> NDArray[Any]:
         """Return each text's most probable class, shape (n,)."""
@@ -151,7 +194,8 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def save(self, path: str | Path, *, notes: Mapping[str, Any] | None = None) -> Path:
         """Write the fitted classifier as a bundle; see `embedtune.bundle`."""
         check_is_fitted(self, "head_")
-        return write_bundle(BundleParts(self.views_, self.head_, list(self.classes_), notes or {}), path)
+        parts = BundleParts(self.views_, self.head_, list(self.classes_), self.calibrator_, notes or {})
+        return write_bundle(parts, path)
 
     @classmethod
     def from_finetuned(
@@ -171,9 +215,12 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return cls.from_fitted([("end-to-end", encoder)], SoftmaxHead.from_weights(weight, bias, labels))
 
     @classmethod
-    def from_fitted(cls, views: Sequence[NamedEncoder], head: Any) -> Self:
+    def from_fitted(
+        cls, views: Sequence[NamedEncoder], head: Any, calibrator: Calibrator | None = None
+    ) -> Self:
         """Return a classifier of fitted encoders and a head fitted on their columns."""
         classifier = cls(list(views), head)
+        classifier.calibrator_, classifier.out_of_fold_ = calibrator, None
         classifier.views_, classifier.head_, classifier.classes_ = list(views), head, head.classes_
         return classifier
 
@@ -202,7 +249,7 @@ def load_bundle(path: str | Path, *, store: Any = None, device: str = "auto") ->
         If it is damaged, changed, too new, or its backbone differs from the one it was trained on.
     """
     parts = read_bundle(path, store=store, device=device)
-    return EmbedClassifier.from_fitted(parts.views, parts.head)
+    return EmbedClassifier.from_fitted(parts.views, parts.head, parts.calibrator)
 
 
 def name_views(views: Sequence[Any] | None) -> list[NamedEncoder]:

@@ -33,18 +33,20 @@ class _Part(BaseModel):
 
 
 class SourceConfig(_Part):
-    """Where one task's labelled texts come from; the arguments of `load_dataset`."""
+    """Where one task's labelled texts come from: the arguments of `load_dataset`, and a file of corrected `labels`."""
 
     source: str
     task: str | None = None
     text_column: str | None = None
     label_column: str | None = None
     group_column: str | None = None
+    time_column: str | None = None
     test_source: str | None = None
     hub_config: str | None = None
     hub_split: str = "train"
     hub_test_split: str | None = None
     encoding: str | None = None
+    labels: str | None = None
 
 
 class PrepareConfig(_Part):
@@ -179,13 +181,15 @@ class CooccurrenceConfig(_Part):
 
 
 class FitConfig(_Part):
-    """Which head is trained on the views.
+    """Which head is trained on the views, how its probabilities are calibrated, and what its sets of labels cover.
 
     `train_rows` and `choose_rows` show what two faults do: heads trained, and their settings chosen, on the test rows.
     """
 
     head: Literal["auto", "logistic", "ridge", "stack", "cooccurrence"] = "auto"
     class_weight: Literal["balanced"] | None = None
+    calibration: Literal["auto", "temperature", "isotonic", "none"] = "auto"
+    coverage: Fraction = 0.9
     cooccurrence: CooccurrenceConfig = CooccurrenceConfig()
     train_rows: Literal["own", "test"] = "own"
     choose_rows: Literal["training", "test"] = "training"
@@ -252,12 +256,18 @@ class PromptConfig(_Part):
 
 
 class CompareConfig(_Part):
-    """Which arms stand against each other, and how their intervals are drawn."""
+    """Which arms stand against each other, and how they are judged.
+
+    `abstain_cost` is what leaving a row undecided costs, an error costing 1. `label_counts`, such as [8, 16, 32, 64],
+    asks for a learning curve over so many labels per class.
+    """
 
     arms: tuple[Arm, ...] = ("majority", "floor", "frozen", "frozen+", "tuned", "end-to-end")
     n_resamples: int = Field(default=1000, ge=100)
     confidence: Fraction = 0.95
     probe_layers: bool = True
+    abstain_cost: Fraction = 0.25
+    label_counts: tuple[PositiveInt, ...] = ()
 
 
 class Experiment(_Part):

@@ -101,6 +101,19 @@ def print_results(console: Console, results: Mapping[str, Any]) -> None:
     )
 
 
+def print_repeats(console: Console, repeats: Mapping[str, Any]) -> None:
+    """Print what several splits said of the arms, together."""
+    table = Table(title=f"{repeats['task']}: {repeats['n_splits']} splits", title_justify="left")
+    table.add_column("arm")
+    for name in ("accuracy", "macro-F1"):
+        table.add_column(f"{name} (sd over splits)", justify="right")
+    for name, arm in repeats["arms"].items():
+        scores = [arm[metric] for metric in ("accuracy", "macro_f1")]
+        table.add_row(name, *(f"{score['value']:.3f} ({score['sd']:.3f})" for score in scores))
+    console.print(table)
+    console.print(f"Over all splits: {repeats['verdict']}", highlight=False, markup=False)
+
+
 def _interval(figure: Mapping[str, float | None]) -> str:
     value, low, high = figure["value"], figure["low"], figure["high"]
     return "-" if value is None else f"{value:.3f} ({low:.3f}, {high:.3f})"

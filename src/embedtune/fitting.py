@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedtune.assemble import build_classifier, build_encoder, build_prompt_classifier, read_at_test_length
+from embedtune.classifier import EmbedClassifier
 from embedtune.data.splits import Splits
 from embedtune.embed.checkpoints import name_model
 from embedtune.files import write_json
@@ -45,23 +46,34 @@ def require_adapters(run: TaskRun, arm: str) -> None:
                 run.record(step, adapter_key(run, view, training, seed))
 
 
-def fit_arm(
-    run: TaskRun, splits: Splits, arm: str, seed: int
-) -> tuple[NDArray[np.float64], list[dict[str, Any]]]:
-    """Train one arm with one seed.
+class FittedArm(NamedTuple):
+    """What training an arm with one seed gave.
 
-    Returns
-    -------
+    Attributes
+    ----------
     probabilities : ndarray of shape (n_test, n_labels)
         On the test rows.
     cells : list of dict
         The settings its head tried.
+    calibration : dict or None
+        ``method``, ``temperature``, ``log_losses`` by method, and the ``threshold`` of its sets of labels.
+    out_of_fold : ndarray of shape (n_rows, n_labels) or None
+        What heads without each row's fold said of the training rows.
     """
+
+    probabilities: NDArray[np.float64]
+    cells: list[dict[str, Any]]
+    calibration: dict[str, Any] | None
+    out_of_fold: NDArray[np.float64] | None = None
+
+
+def fit_arm(run: TaskRun, splits: Splits, arm: str, seed: int) -> FittedArm:
+    """Train one arm with one seed, and keep the first seed's classifier."""
     rows = splits.rows(*list_head_parts(run.experiment, arm))
     test = splits.rows("test")
     if arm == "majority":
         shares = np.bincount(splits.codes[rows], minlength=len(splits.label_names)) / len(rows)
-        return np.tile(shares, (len(test), 1)), []
+        return FittedArm(np.tile(shares, (len(test), 1)), [], None)
     classifier = build_classifier(run, arm, seed)
     if arm != "end-to-end":
         chooses_on_test = arm != "floor" and run.experiment.fit.choose_rows == "test"
@@ -74,7 +86,24 @@ def fit_arm(
     probabilities = reader.predict_proba(_take(splits, test)[0])
     if seed == run.experiment.seeds[0]:
         classifier.save(arm_dir(run, arm), notes={"task": run.task, "arm": arm, "seed": seed})
-    return probabilities, list_cells(classifier.head_)
+    return FittedArm(
+        probabilities,
+        list_cells(classifier.head_),
+        _describe_calibration(run, classifier),
+        classifier.out_of_fold_,
+    )
+
+
+def _describe_calibration(run: TaskRun, classifier: EmbedClassifier) -> dict[str, Any] | None:
+    calibrator = classifier.calibrator_
+    if calibrator is None:
+        return None
+    return {
+        "method": calibrator.method_,
+        "temperature": calibrator.temperature_,
+        "log_losses": calibrator.log_losses_,
+        "threshold": calibrator.find_threshold(run.experiment.fit.coverage),
+    }
 
 
 def _take(splits: Splits, rows: NDArray[np.int64]) -> tuple[list[str], list[str]]:

@@ -20,18 +20,19 @@ from numpy.typing import NDArray
 from embedtune.assemble import (
     build_encoder,
     build_prompt_classifier,
-    name_readings,
 )
+from embedtune.comparison import write_results
 from embedtune.config import TransformerView
+from embedtune.curve import trace_curve
+from embedtune.data.corrections import correct_labels
 from embedtune.data.prepare import fingerprint, prepare_splits
 from embedtune.data.sources import load_dataset
 from embedtune.data.splits import write_splits
 from embedtune.embed.backbone import describe_backbone
 from embedtune.embed.checkpoints import hash_file
 from embedtune.embed.precision import resolve_device
-from embedtune.evaluate.arms import ARMS, compare_arms, score_arm, write_verdict
 from embedtune.evaluate.cost import measure
-from embedtune.files import link_or_copy, replace_dir, write_json
+from embedtune.files import link_or_copy, replace_dir
 from embedtune.finetune.settings import check_requirements
 from embedtune.finetune.train import fine_tune, resolve_training_precision
 from embedtune.finetune.trunk import release_trunks
@@ -47,23 +48,22 @@ from embedtune.plan import (
     arm_dir,
     arm_key,
     embed_step,
-    list_faults,
+    list_head_parts,
     list_reads,
     list_scans,
     list_trainings,
     list_trunk_parts,
     list_tuned_models,
     list_tuned_reads,
-    list_views,
+    out_of_fold_path,
     predictions_path,
     split_folds,
 )  # fmt: skip
-from embedtune.predictions import read_predictions, write_predictions
+from embedtune.predictions import write_out_of_fold, write_predictions
 from embedtune.report.build import build_report
-from embedtune.results import describe_environment, sum_costs
 from embedtune.runfolder import digest
-from embedtune.scan import count_scanned, read_embed_cost, scan_views
-from embedtune.tables import write_test_table, write_validation_table
+from embedtune.scan import count_scanned, scan_views
+from embedtune.suspects import list_suspects
 
 log = logging.getLogger(__name__)
 
@@ -73,9 +73,11 @@ def prepare(run: TaskRun) -> None:
     experiment, source = run.experiment, run.source
 
     def load() -> Any:
-        return load_dataset(**source.model_dump())
+        read = load_dataset(**source.model_dump(exclude={"labels"}))
+        return read if source.labels is None else correct_labels(read, source.labels)
 
-    paths = [Path(path) for path in (source.source, source.test_source) if path is not None]
+    given = (source.source, source.test_source, source.labels)
+    paths = [Path(path) for path in given if path is not None]
     dataset = None if all(path.is_file() for path in paths) else load()
     stamp = [hash_file(path) for path in paths] if dataset is None else [fingerprint(dataset)]
 
@@ -204,77 +206,35 @@ def fit(run: TaskRun) -> None:
                 if arm == "prompt":
                     by_seed, facts = ask_decoder(run, splits)
                 else:
-                    cells: dict[str, Any] = {}
-                    for seed in run.experiment.seeds:
-                        by_seed[seed], cells[str(seed)] = fit_arm(run, splits, arm, seed)
-                    facts = {"cells": cells}
+                    fitted = {seed: fit_arm(run, splits, arm, seed) for seed in run.experiment.seeds}
+                    by_seed = {seed: one.probabilities for seed, one in fitted.items()}
+                    first = fitted[run.experiment.seeds[0]]
+                    facts = {
+                        "cells": {str(seed): one.cells for seed, one in fitted.items()},
+                        "calibration": [one.calibration for one in fitted.values()],
+                    }
             write_predictions(predictions_path(run, arm), splits, by_seed)
+            out_of_fold_path(run, arm).unlink(missing_ok=True)
+            if arm != "prompt" and first.out_of_fold is not None:
+                rows = splits.rows(*list_head_parts(run.experiment, arm))
+                write_out_of_fold(out_of_fold_path(run, arm), splits, rows, first.out_of_fold)
             return {"seconds": cost.seconds, "peak_memory_bytes": cost.peak_memory_bytes, **facts}
 
         log.info("%s: fitting %s", run.task, arm)
         run.folder.run_step(f"fit.{arm}", arm_key(run, arm), compute, outputs=[predictions_path(run, arm)])
     if run.experiment.compare.probe_layers or list_scans(run):
         probe_layers(run, splits)
+    list_suspects(run, splits)
+    if run.experiment.compare.label_counts:
+        trace_curve(run, splits)
 
 
 def compare(run: TaskRun) -> None:
     """Score the arms, set them against each other, and write results.json."""
-    settings = run.experiment.compare
-    splits = run.splits
-    arms: list[str] = list(settings.arms)
-    options: dict[str, Any] = {"n_resamples": settings.n_resamples, "confidence": settings.confidence}
-
-    def compute() -> dict[str, Any]:
-        test = splits.rows("test")
-        y, groups = splits.codes[test], np.asarray(splits.groups)[test]
-        for arm in arms:
-            run.record(f"fit.{arm}", arm_key(run, arm))
-        probabilities: dict[str, Any] = {
-            arm: read_predictions(predictions_path(run, arm), splits) for arm in arms
-        }
-        scores: dict[str, Any] = {
-            arm: {
-                **score_arm(y, probabilities[arm], splits.label_names, groups=groups, **options),
-                "cost": _cost(run, arm),
-                "seeds": list(run.experiment.seeds),
-                **_describe_answers(run, arm),
-            }
-            for arm in arms
-        }
-        comparisons = compare_arms(y, probabilities, groups=groups, **options)
-        contenders = [arm for arm in arms if arm not in UNKEPT] or arms
-        results = {
-            "schema": 1,
-            "task": run.task,
-            "labels": list(splits.label_names),
-            "n": {part: len(splits.rows(part)) for part in ("tune", "train", "test")},
-            "arms": scores,
-            "comparisons": comparisons,
-            "best": max(contenders, key=lambda arm: float(scores[arm]["macro_f1"]["value"])),
-            "verdict": write_verdict(
-                scores, comparisons, confidence=settings.confidence, faults=list_faults(run.experiment)
-            ),
-            "automatic_layers": {
-                name: list(view.layers)
-                for name, view in list_views(run, "frozen")
-                if run.experiment.embed.views[name] != view and isinstance(view, TransformerView)
-            },
-            "environment": {
-                **describe_environment(command=run.command, seeds=run.experiment.seeds),
-                "precision": name_readings(run),
-            },
-        }
-        cells = {arm: run.record(f"fit.{arm}")["result"].get("cells", {}) for arm in arms}
-        if any(found for by_seed in cells.values() for found in by_seed.values()):
-            write_validation_table(run.path / "tables" / "validation.csv", cells)
-        write_test_table(run.path / "tables" / "test.csv", scores)
-        write_json(run.path / "results.json", results)
-        return {"best": results["best"]}
-
-    key = digest([arm_key(run, arm) for arm in arms], settings.model_dump())
-    run.folder.run_step(
-        "compare", key, compute, outputs=[run.path / "results.json", run.path / "tables" / "test.csv"]
-    )
+    arms = run.experiment.compare.arms
+    key = digest([arm_key(run, arm) for arm in arms], run.experiment.compare.model_dump())
+    outputs = [run.path / "results.json", run.path / "tables" / "test.csv"]
+    run.folder.run_step("compare", key, lambda: {"best": write_results(run)["best"]}, outputs=outputs)
 
 
 def report(run: TaskRun) -> None:
@@ -389,31 +349,3 @@ def _extract(
     hashes = [backbone.weights_hash, backbone.config_hash, backbone.tokenizer_hash, backbone.adapter_hash]
     key = digest(run.record("prepare")["key"], view.model_dump(), hashes, settings)
     run.folder.run_step(step, key, compute)
-
-
-def _cost(run: TaskRun, arm: str) -> dict[str, Any]:
-    """Add up what an arm's steps recorded."""
-    fitted = [run.record(f"fit.{arm}")["result"]]
-    if arm in ("majority", "floor"):
-        return sum_costs(fit=fitted)
-    if arm == "prompt":
-        measured = {name: fitted[0][name] for name in ("rows_per_second", "total_parameters")}
-        return {**sum_costs(fit=fitted), **measured}
-    frozen = [read_embed_cost(run, view) for view in list_reads(run)]
-    if ARMS[arm].backbones == "frozen":
-        return sum_costs(fit=fitted, embed=frozen)
-    steps = [
-        adapter_step(view.model, training, seed)
-        for view in list_tuned_reads(run, arm)
-        for seed in run.experiment.seeds
-        for training in list_trainings(run, arm)
-    ]
-    tuned = [run.record(step)["result"] for step in steps]
-    read = [run.record(step.replace("finetune.", "embed-tuned.", 1))["result"] for step in steps]
-    return sum_costs(fit=fitted, embed=read, finetune=tuned, n_seeds=len(run.experiment.seeds))
-
-
-def _describe_answers(run: TaskRun, arm: str) -> dict[str, Any]:
-    """Return which model answered, and how often in vain; nothing for an arm that asks none."""
-    fitted = run.record(f"fit.{arm}")["result"]
-    return {name: fitted[name] for name in ("asked", "unmatched_answers") if name in fitted}

@@ -328,5 +328,9 @@ def predictions_path(run: TaskRun, arm: str) -> Path:
     return run.path / "predictions" / f"{arm}.parquet"
 
 
+def out_of_fold_path(run: TaskRun, arm: str) -> Path:
+    return run.path / "predictions" / "out-of-fold" / f"{arm}.parquet"
+
+
 def arm_dir(run: TaskRun, arm: str) -> Path:
     return run.path / "arms" / arm

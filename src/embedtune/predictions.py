@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -45,3 +46,18 @@ def read_predictions(path: Path, splits: Splits) -> NDArray[np.float64]:
     n_test = len(splits.rows("test"))
     columns = [table.column(f"p:{name}").to_numpy() for name in splits.label_names]
     return np.stack(columns, axis=1).reshape(-1, n_test, len(columns))
+
+
+def write_out_of_fold(
+    path: Path, splits: Splits, rows: NDArray[np.int64], found: NDArray[np.float64]
+) -> None:
+    """Write what an arm's first seed said of its own training rows, each by a head that hadn't seen it."""
+    columns: dict[str, Any] = {
+        "row_id": pa.array([splits.row_ids[i] for i in rows], pa.int64()),
+        "label": pa.array([splits.labels[i] for i in rows], pa.string()),
+    }
+    columns |= {
+        f"p:{name}": pa.array(column) for name, column in zip(splits.label_names, found.T, strict=True)
+    }
+    with replace_file(path) as scratch:
+        pq.write_table(pa.table(columns), scratch)

@@ -52,7 +52,7 @@ def write_test_table(path: Path, arms: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _is_interval(value: Any) -> bool:
-    return isinstance(value, Mapping) and set(value) == {"value", "low", "high"}
+    return isinstance(value, Mapping) and {"value", "low", "high"} <= set(value)
 
 
 def _write(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -1,4 +1,4 @@
-"""Extraction with a decoder of LLaMA-2-7B's shape on a CUDA device; its weights are random, which the time doesn't see.
+"""Extraction and LoRA with a decoder of LLaMA-2-7B's shape on a CUDA device; the time doesn't see its random weights.
 
     embedtune bench gpu -o gpu.json
 
@@ -8,6 +8,7 @@ device only ``--smoke`` runs, a tiny shape on the CPU.
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -20,8 +21,10 @@ from torch import Tensor
 
 from embedtune.bench.contest import Times
 from embedtune.bench.cpu import find_lowest_cosine
+from embedtune.bench.lora import measure_lora
 from embedtune.bench.machine import describe_machine
 from embedtune.bench.suite import Options, Report, Row
+from embedtune.bench.texts import draw_lengths
 from embedtune.bench.work import count_extraction
 from embedtune.embed.backbone import Backbone, Description
 from embedtune.embed.batching import plan_batches
@@ -32,11 +35,6 @@ from embedtune.embed.runner import Runner
 from embedtune.embed.tokens import Tokens, pad_tokens
 from embedtune.errors import ResourceError
 from embedtune.progress import track
-
-#: LLaMA-2 tokens, <s> included, of PhraseBank's sentences: every twentieth of their distribution.
-PHRASEBANK_LENGTHS = (
-    3, 14, 17, 19, 21, 23, 25, 27, 29, 30, 32, 34, 36, 39, 41, 44, 48, 53, 60, 70, 190,
-)  # fmt: skip
 
 LLAMA_2_7B: dict[str, Any] = {
     "vocab_size": 32000,
@@ -64,7 +62,7 @@ N_CAPSTONE = 256
 
 
 def run(options: Options) -> Report:
-    """Measure extraction.
+    """Measure extraction, and LoRA fine-tuning where TRL is installed.
 
     Raises
     ------
@@ -77,7 +75,21 @@ def run(options: Options) -> Report:
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     machine = describe_machine(device=device)
-    backbone = _build_backbone(SMALL if options.smoke else LLAMA_2_7B, device)
+    shape = SMALL if options.smoke else LLAMA_2_7B
+    rows, details = _measure_extraction(shape, machine, options, device=device)
+    if importlib.util.find_spec("trl") is None:
+        rows.append(Row("LoRA fine-tuning", "TRL's SFTTrainer", None, aim=2, note="trl isn't installed here"))
+        return Report(rows, machine, {"extraction": details})
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    lora_rows, lora_details = measure_lora(shape, options, device=device)
+    return Report([*rows, *lora_rows], machine, {"extraction": details, "lora": lora_details})
+
+
+def _measure_extraction(
+    shape: dict[str, Any], machine: dict[str, Any], options: Options, *, device: str
+) -> tuple[list[Row], dict[str, Any]]:
+    backbone = _build_backbone(shape, device)
     if not can_pack(backbone):
         raise ResourceError(
             "packed and padded reading differ on this device: set nothing, report it as a bug."
@@ -122,20 +134,19 @@ def run(options: Options) -> Report:
         ),
     ]
     details = {
-        "shape": SMALL if options.smoke else LLAMA_2_7B,
+        "shape": shape,
         "n_texts": len(tokens.ids),
         "tokens": int(tokens.lengths.sum()),
         "tflop": round(work / 1e12, 2),
         "times": {name: times.describe() for name, times in found.items()},
     }
-    return Report(rows, machine, details)
+    return rows, details
 
 
 def draw_tokens(n_texts: int, *, vocabulary: int, seed: int = 0) -> Tokens:
     """Return random ids of texts whose lengths are distributed as PhraseBank's."""
     random = np.random.default_rng(seed)
-    steps = np.linspace(0, 1, len(PHRASEBANK_LENGTHS))
-    lengths = np.interp(random.random(n_texts), steps, PHRASEBANK_LENGTHS).round().astype(int)
+    lengths = draw_lengths(n_texts, seed=seed)
     return Tokens([random.integers(3, vocabulary, size=length).tolist() for length in lengths], None)
 
 

@@ -23,8 +23,21 @@ LabelColumn = Annotated[str | None, typer.Option("--label-column", help="Column 
 GroupColumn = Annotated[
     str | None, typer.Option("--group-column", help="Rows with equal values stay on one side.")
 ]
+TimeColumn = Annotated[
+    str | None, typer.Option("--time-column", help="Dates or numbers: the latest rows are the test rows.")
+]
 Task = Annotated[str | None, typer.Option("--task", help="Built-in task whose file --data is.")]
 TestData = Annotated[str | None, typer.Option("--test-data", help="File whose rows are the test rows.")]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        "--labels", help="A run's suspects.csv, its column 'corrected' filled in: labels to correct."
+    ),
+]
+Repeat = Annotated[
+    int | None,
+    typer.Option("--repeat", metavar="K", help="Split the rows anew K times and test over all splits."),
+]
 HubConfig = Annotated[str | None, typer.Option("--hub-config", help="Configuration of a Hub data set.")]
 HubSplit = Annotated[str | None, typer.Option("--hub-split", help="Split of a Hub data set to read.")]
 HubTestSplit = Annotated[str | None, typer.Option("--hub-test-split", help="Its split with the test rows.")]

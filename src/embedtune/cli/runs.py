@@ -19,11 +19,14 @@ from embedtune.cli.options import (
     HubSplit,
     HubTestSplit,
     LabelColumn,
+    Labels,
     Out,
     Quiet,
+    Repeat,
     Task,
     TestData,
     TextColumn,
+    TimeColumn,
     Verbose,
 )
 from embedtune.cli.terminal import command, report_errors, show_progress
@@ -55,8 +58,10 @@ def run(
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
     group_column: GroupColumn = None,
+    time_column: TimeColumn = None,
     task: Task = None,
     test_data: TestData = None,
+    labels: Labels = None,
     hub_config: HubConfig = None,
     hub_split: HubSplit = None,
     hub_test_split: HubTestSplit = None,
@@ -66,6 +71,7 @@ def run(
         str | None, typer.Option("--from", metavar="STAGE", help="Do this stage and those after it again.")
     ] = None,
     last: Annotated[str, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")] = "bundle",
+    repeat: Repeat = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
     debug: Debug = False,
@@ -73,21 +79,20 @@ def run(
     """Run an experiment, or go on with it, and report whether fine-tuning is worth it."""
     source = {
         "source": data, "text_column": text_column, "label_column": label_column, "group_column": group_column,
-        "task": task, "test_source": test_data, "hub_config": hub_config, "hub_split": hub_split,
-        "hub_test_split": hub_test_split, "encoding": encoding,
+        "time_column": time_column, "task": task, "test_source": test_data, "hub_config": hub_config,
+        "hub_split": hub_split, "hub_test_split": hub_test_split, "encoding": encoding,
     }  # fmt: skip
     with report_errors(debug):
         experiment = read_experiment(
-            words or [], {key: value for key, value in source.items() if value is not None}
+            words or [], {key: value for key, value in source.items() if value is not None}, labels=labels
         )
-        run_experiment(
-            experiment,
-            out or Path("runs") / experiment.name,
-            first=first,
-            last=last,
-            quiet=quiet,
-            verbose=verbose,
-        )
+        manner: dict[str, Any] = {"first": first, "last": last, "quiet": quiet, "verbose": verbose}
+        if repeat is not None:
+            _repeat_experiment(
+                experiment, out or Path("runs") / f"{experiment.name}-repeated", repeat, **manner
+            )
+        else:
+            run_experiment(experiment, out or Path("runs") / experiment.name, **manner)
 
 
 def make_stage(stage: str) -> Callable[..., None]:
@@ -111,7 +116,7 @@ def make_stage(stage: str) -> Callable[..., None]:
     return run_stage
 
 
-def read_experiment(words: list[str], source: dict[str, Any]) -> Experiment:
+def read_experiment(words: list[str], source: dict[str, Any], *, labels: str | None = None) -> Experiment:
     """Return the experiment of a command's words (a recipe's name, settings) and its options about the source."""
     from embedtune.config import build_experiment
     from embedtune.recipe import read_recipe
@@ -137,6 +142,14 @@ def read_experiment(words: list[str], source: dict[str, Any]) -> Experiment:
         task = _name_task(source)
         name = task if recipe.name == "default" else f"{Path(recipe.name).stem}-{task}"
         recipe = recipe._replace(settings={**recipe.settings, "name": name, "tasks": {task: source}})
+    if labels is not None:
+        tasks = recipe.settings["tasks"]
+        if len(tasks) > 1:
+            raise ConfigError(
+                f"--labels corrects one task, and {recipe.name} has {', '.join(tasks)}: name one with --task."
+            )
+        corrected = {name: {**own, "labels": labels} for name, own in tasks.items()}
+        recipe = recipe._replace(settings={**recipe.settings, "tasks": corrected})
     settings = recipe.resolve([word for word in words if "=" in word], task=task)
     where = f"recipe {recipe.name}"
     return build_experiment(settings, where=f"{where} with your settings" if words else where)
@@ -192,6 +205,7 @@ def run_experiment(
     with ExitStack() as stack:
         folders = _open_folders(RunFolder, experiment, out)
         stack.enter_context(lock_folder(out))
+        _check_labels(experiment, folders)
         write_text(out / "config.yaml", dump_experiment(experiment))
         level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
         stack.enter_context(write_log(out / "log.txt", console, level=level))
@@ -205,6 +219,23 @@ def run_experiment(
         for task_run in runs:
             run_stages(task_run, first=first or "prepare", last=last, redo=redo and first is not None)
         _finish(runs, out, console, print_results, last=last)
+
+
+def _repeat_experiment(experiment: Experiment, out: Path, n_splits: int, **manner: Any) -> None:
+    """Run the experiment on several splits, a folder each, and compare its arms over all of them."""
+    from embedtune.console import make_console, print_repeats
+    from embedtune.repeat import compare_repeats, list_repeats
+
+    folders = [out / f"split{k}" for k in range(n_splits)]
+    for one, folder in zip(list_repeats(experiment, n_splits), folders, strict=True):
+        run_experiment(one, folder, **manner)
+    stages = list(STAGE_HELP)
+    if stages.index(manner["last"]) >= stages.index("compare"):
+        output = out / "repeats.json"
+        found = compare_repeats(folders, output=output, confidence=experiment.compare.confidence)
+        console = make_console()
+        print_repeats(console, found)
+        console.print(f"Figures: {output}", highlight=False)
 
 
 def _finish(runs: list[TaskRun], out: Path, console: Any, print_results: Any, *, last: str) -> None:
@@ -234,6 +265,16 @@ def _open_folders(run_folder: Any, experiment: Experiment, out: Path) -> dict[st
         task: run_folder(out / task, identity=f"{experiment.name}/{task}", inside=whole)
         for task in experiment.tasks
     }
+
+
+def _check_labels(experiment: Experiment, folders: dict[str, Any]) -> None:
+    """Refuse to read corrections from a file that the run itself will write anew."""
+    for task, source in experiment.tasks.items():
+        own = (folders[task].path / "suspects.csv").resolve()
+        if source.labels is not None and Path(source.labels).resolve() == own:
+            raise ConfigError(
+                f"--labels is {source.labels}, which this run writes anew: save the corrected file under another name."
+            )
 
 
 def _check_stages(first: str, last: str) -> None:

@@ -171,12 +171,14 @@ def _describe_near(splits: Splits, near: IntArray, *, threshold: float) -> dict[
     sizes = np.bincount(near)
     members = np.split(np.argsort(near, kind="stable"), np.cumsum(sizes)[:-1])
     several = np.flatnonzero(sizes > 1)
+    conflicting = [k for k in several if len({splits.labels[i] for i in members[k]}) > 1]
     largest = several[np.argsort(-sizes[several], kind="stable")][:_N_CLUSTERS_LISTED]
     return {
         "threshold": threshold,
         "n_clusters": len(several),
         "n_rows": int(sizes[several].sum()),
-        "n_clusters_of_several_labels": sum(len({splits.labels[i] for i in members[k]}) > 1 for k in several),
+        "n_clusters_of_several_labels": len(conflicting),
+        "conflicting": [[splits.row_ids[i] for i in members[k]] for k in conflicting],
         "largest": [
             {
                 "size": int(sizes[k]),

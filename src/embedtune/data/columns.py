@@ -36,6 +36,7 @@ class Rows(NamedTuple):
     labels: list[str]
     groups: list[str] | None
     split: list[str] | None
+    times: list[float] | None
     row_ids: list[int]
     n_rows: int
 
@@ -47,8 +48,9 @@ def read_rows(
     text_column: str | None,
     label_column: str | None,
     group_column: str | None,
+    time_column: str | None = None,
 ) -> Rows:
-    """Take texts, labels, groups and the data's own split out of a table; leave out rows without text or label.
+    """Take texts, labels, groups, times and the data's own split out of a table; leave out rows without text or label.
 
     A row without a group is a group of its own. A column called split counts where its values are
     train, test, validation and their like; validation rows are training rows where there are test rows too.
@@ -56,7 +58,7 @@ def read_rows(
     Raises
     ------
     DataError
-        If a column isn't there, a cell can't be a text or a label, or the label column looks like texts.
+        If a column isn't there, a cell can't be a text, a label or a time, or the label column looks like texts.
     """
     text_column = find_column(frame, text_column, TEXT_NAMES, kind="text", name=name)
     label_column = find_column(frame, label_column, LABEL_NAMES, kind="label", name=name)
@@ -77,7 +79,12 @@ def read_rows(
         ]
         groups = [values[i] or f"row {i}" for i in kept]
     split = _read_split(frame, kept)
-    return Rows([texts[i] for i in kept], [labels[i] for i in kept], groups, split, kept, len(frame))
+    times = None
+    if time_column is not None:
+        time_column = find_column(frame, time_column, (), kind="time", name=name)
+        cells = [frame[time_column].iloc[i] for i in kept]
+        times = _read_times(cells, kept, name=name, column=time_column)
+    return Rows([texts[i] for i in kept], [labels[i] for i in kept], groups, split, times, kept, len(frame))
 
 
 def join_rows(parts: Sequence[Rows], *, name: str) -> TextDataset:
@@ -92,6 +99,7 @@ def join_rows(parts: Sequence[Rows], *, name: str) -> TextDataset:
         labels=tuple(label for part in parts for label in part.labels),
         groups=None if first.groups is None else tuple(g for part in parts for g in part.groups or ()),
         split=None if split is None else tuple(split),
+        times=None if first.times is None else tuple(t for part in parts for t in part.times or ()),
         name=name,
         n_dropped=sum(part.n_rows - len(part.texts) for part in parts),
         row_ids=tuple(start + i for start, part in zip(starts, parts, strict=True) for i in part.row_ids),
@@ -172,6 +180,24 @@ def read_label(cell: Any, *, row: int, name: str, column: str) -> str:
             f"column '{column}' of {name} holds a {_name_type(cell)} in row {row + 1}: give one value per row."
         )
     return str(cell)
+
+
+def _read_times(cells: Sequence[Any], rows: Sequence[int], *, name: str, column: str) -> list[float]:
+    """Return times as numbers that sort as they do: seconds since 1970, or the numbers that the column holds."""
+    times = []
+    for row, cell in zip(rows, cells, strict=True):
+        try:
+            is_number = isinstance(cell, int | float) or _is_number(str(cell))
+            time = float(cell) if is_number else pd.Timestamp(cell).timestamp()
+        except (ValueError, TypeError, OverflowError):
+            time = math.nan
+        if not math.isfinite(time):
+            raise DataError(
+                f"column '{column}' of {name} holds {cell!r} in row {row + 1}, which is no time: give dates such as "
+                "2024-05-31 or 2024-05-31 17:45, or numbers."
+            )
+        times.append(time)
+    return times
 
 
 def _read_split(frame: pd.DataFrame, kept: Sequence[int]) -> list[str] | None:

@@ -26,6 +26,8 @@ class TextDataset:
         Rows with equal groups never straddle a split (one headline's questions, say).
     split : tuple of str or None
         ``"train"`` or ``"test"`` per row where the source brings its own test rows.
+    times : tuple of float or None
+        When each row is from; `prepare` then tests on the latest.
     name : str
         What the report calls it.
     n_dropped : int
@@ -49,6 +51,7 @@ class TextDataset:
     labels: tuple[str, ...]
     groups: tuple[str, ...] | None = None
     split: tuple[str, ...] | None = None
+    times: tuple[float, ...] | None = None
     name: str = "data"
     n_dropped: int = 0
     row_ids: tuple[int, ...] | None = None
@@ -56,7 +59,7 @@ class TextDataset:
     refused: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
-        for column in ("labels", "groups", "split", "row_ids", "compared"):
+        for column in ("labels", "groups", "split", "times", "row_ids", "compared"):
             values = getattr(self, column)
             if values is not None and len(values) != len(self.texts):
                 raise DataError(f"{len(self.texts)} texts but {len(values)} {column}: give one per text.")
@@ -89,8 +92,10 @@ class TextDataset:
 
 
 def fingerprint(dataset: TextDataset) -> str:
-    """Return the SHA-256 of texts, labels, groups and split, as hexadecimal text."""
+    """Return the SHA-256 of texts, labels, groups, split and times, as hexadecimal text."""
     digest = hashlib.sha256()
+    if dataset.times is not None:
+        digest.update(repr(dataset.times).encode())
     for column in (dataset.texts, dataset.labels, dataset.groups, dataset.split):
         digest.update(b"-" if column is None else f"{len(column)}:".encode())
         for value in column or ():

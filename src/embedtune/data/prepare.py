@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def prepare_splits(
     Rows of one text (`embedtune.data.duplicates.fold_text`) become one, the first; where their labels
     differ, all of them go. Near-duplicates and rows of one group form clusters, and a cluster stands in one
     part. Where the data brings its own test rows, they are the test part, and training rows of a cluster
-    that stands in it go.
+    that stands in it go; where it brings times, the latest rows are its test rows.
 
     Parameters
     ----------
@@ -69,10 +70,13 @@ def prepare_splits(
     Raises
     ------
     DataError
-        If a setting is out of range, there is one class only, or a class is too small to be split.
+        If a setting is out of range, there is one class only, a class is too small to be split, or the data brings
+        times and test rows, or one time only.
     """
     _check_settings(tune_fraction, test_fraction, near_duplicate, max_rows)
     name = dataset.name
+    if dataset.times is not None:
+        dataset = split_by_time(dataset, share=(1 - tune_fraction) * test_fraction)
     usable = [i for i, text in enumerate(dataset.texts) if text.strip() and dataset.labels[i].strip()]
     check_labels([dataset.labels[i] for i in usable], name=name, when="as read")
     merged = merge_duplicates(dataset, usable) if keep_together else keep_copies(dataset, usable)
@@ -103,6 +107,7 @@ def prepare_splits(
     own_test = has_own_test(dataset)
     check_parts(splits, own_test=own_test, name=name)
     settings = {
+        "by_time": dataset.times is not None,
         "tune_fraction": tune_fraction,
         "test_fraction": None if own_test else test_fraction,
         "near_duplicate": near_duplicate,
@@ -112,6 +117,27 @@ def prepare_splits(
     }
     audit = build_audit(dataset, merged, clusters, splits, near=clusters.near[kept], settings=settings)
     return splits, audit
+
+
+def split_by_time(dataset: TextDataset, *, share: float) -> TextDataset:
+    """Return the data with its latest rows as its own test rows: about `share` of them, rows of one time together.
+
+    Raises
+    ------
+    DataError
+        If it has test rows already, or no two times.
+    """
+    if dataset.split is not None and has_own_test(dataset):
+        raise DataError(
+            f"{dataset.name} has test rows of its own and a time column: leave one of the two out."
+        )
+    times = np.asarray(dataset.times)
+    ordered = np.unique(times)
+    if len(ordered) < 2:
+        raise DataError(f"all rows of {dataset.name} are of one time: leave the time column out.")
+    later = np.array([(times >= cut).mean() for cut in ordered[1:]])
+    cut = ordered[1:][int(np.abs(later - share).argmin())]
+    return dataclasses.replace(dataset, split=tuple(np.where(times >= cut, "test", "train").tolist()))
 
 
 def _name_stage(max_rows: int | None) -> str:

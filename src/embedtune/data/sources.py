@@ -25,6 +25,7 @@ def load_dataset(
     label_column: str | None = None,
     task: str | None = None,
     group_column: str | None = None,
+    time_column: str | None = None,
     test_source: str | Path | None = None,
     hub_config: str | None = None,
     hub_split: str = "train",
@@ -44,6 +45,8 @@ def load_dataset(
         The built-in task whose file or folder `source` is.
     group_column : str, optional
         Rows with the same value never stand on two sides of a split.
+    time_column : str, optional
+        Dates or numbers; the latest rows become the test rows.
     test_source : str or Path, optional
         A second file with the same columns whose rows are the test rows.
     hub_config, hub_split, hub_test_split : str, optional
@@ -63,10 +66,10 @@ def load_dataset(
     """
     name = str(source)
     if task is not None or name in TASKS:
-        if text_column or label_column or group_column:
+        if text_column or label_column or group_column or time_column:
             raise DataError(
-                f"task '{task or name}' knows its own columns: leave out text_column, label_column and "
-                "group_column, or leave out the task."
+                f"task '{task or name}' knows its own columns: leave out text_column, label_column, group_column and "
+                "time_column, or leave out the task."
             )
         return _load_known(name, task, encoding=encoding, test_source=test_source)
     read, is_file = _choose_reader(name, hub_config=hub_config, encoding=encoding)
@@ -85,7 +88,12 @@ def load_dataset(
             _refuse_unlabelled(Path(path), encoding)
     parts = [
         read_rows(
-            frame, name=n, text_column=text_column, label_column=label_column, group_column=group_column
+            frame,
+            name=n,
+            text_column=text_column,
+            label_column=label_column,
+            group_column=group_column,
+            time_column=time_column,
         )
         for frame, n in zip(frames, names, strict=False)
     ]

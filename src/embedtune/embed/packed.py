@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,30 +13,20 @@ from torch import Tensor
 
 from embedtune.embed.backbone import Backbone
 from embedtune.embed.hidden import read_hidden
+from embedtune.embed.packed_attention import (
+    Lengths,
+    attends_fully,
+    move,
+    tell_lengths,
+    use_packed_attention,
+)
 from embedtune.embed.pooling import OWN_TOKENS
 from embedtune.embed.runner import Column, Vectors, check_finite
 from embedtune.embed.tokens import Tokens
 from embedtune.errors import ResourceError
 
-#: Under which transformers knows our attention.
-ATTENTION = "embedtune_packed"
-
-_lengths: ContextVar[Lengths] = ContextVar("lengths")
 #: By backbone, what its first position is called; None if it can't be packed.
 _first_positions: weakref.WeakKeyDictionary[Backbone, int | None] = weakref.WeakKeyDictionary()
-
-
-class Lengths(NamedTuple):
-    """Tokens per text, on the host and as running sums (n_texts + 1,) of int32 on the device."""
-
-    counts: tuple[int, ...]
-    bounds: Tensor
-
-    @classmethod
-    def of(cls, counts: Sequence[int], device: torch.device) -> Lengths:
-        """Return the lengths of texts that follow one another."""
-        bounds = torch.tensor(np.concatenate([[0], np.cumsum(counts)]), dtype=torch.int32)
-        return cls(tuple(counts), _move(bounds, device))
 
 
 class PackedRunner:
@@ -63,7 +50,7 @@ class PackedRunner:
     ) -> Iterator[tuple[NDArray[np.intp], Vectors]]:
         """Yield each batch's rows and vectors."""
         waiting: tuple[NDArray[np.intp], Callable[[], Vectors]] | None = None
-        with _use_packed_attention(self.backbone.model):
+        with use_packed_attention(self.backbone.model):
             for rows in batches:
                 collect = self._start(tokens, rows)
                 if waiting is not None:
@@ -101,7 +88,7 @@ class PackedRunner:
         counted = torch.ones(len(ids), dtype=torch.bool)
         if tokens.counted is not None:
             counted = torch.tensor([flag for row in rows for flag in tokens.counted[row]])
-        own = _move(counted, device)
+        own = move(counted, device)
         every = torch.ones(len(ids), dtype=torch.bool, device=device)
         poolings: dict[int, list[str]] = {}
         for layer, pooling in self.columns:
@@ -117,7 +104,7 @@ class PackedRunner:
 
         found = _read_packed(
             self.backbone,
-            _move(ids, device),
+            move(ids, device),
             lengths,
             layers=list(poolings),
             first=self._first,
@@ -188,100 +175,6 @@ def pool_packed(hidden: Tensor, counted: Tensor, lengths: Lengths, how: str) -> 
     return total / hidden.new_zeros(n_texts).index_add_(0, text_of, weights)[:, None]
 
 
-def attend_packed(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    is_causal: bool | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Attend inside each text, as transformers' attention interface has it.
-
-    Query, key and value have shape (1, n_heads, n_tokens, head_width), the result (1, n_tokens, n_heads, head_width).
-    """
-    causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
-    lengths = _lengths.get()
-    q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
-    if q.is_cuda and (kernel := _find_kernel()) is not None:
-        if scaling is not None:
-            q = q * (scaling * q.shape[-1] ** 0.5)  # the kernel divides by the root itself
-        return kernel(q, _widen(k, q), _widen(v, q), lengths, causal)[None], None
-    return _attend_by_length(q, _widen(k, q), _widen(v, q), lengths, causal, scaling)[None], None
-
-
-def _widen(part: Tensor, query: Tensor) -> Tensor:
-    """Repeat the heads that several of the query's share."""
-    n_shared = query.shape[1] // part.shape[1]
-    return part if n_shared == 1 else part.repeat_interleave(n_shared, dim=1)
-
-
-def _find_kernel() -> Callable[[Tensor, Tensor, Tensor, Lengths, bool], Tensor] | None:
-    """Return torch's attention over texts of any length, where this torch has it."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return None
-    by_window = "window_size" in inspect.signature(varlen_attn).parameters
-
-    def attend(query: Tensor, key: Tensor, value: Tensor, lengths: Lengths, causal: bool) -> Tensor:
-        way: dict[str, Any] = (
-            {"window_size": (-1, 0 if causal else -1)} if by_window else {"is_causal": causal}
-        )
-        longest = max(lengths.counts)
-        found: Any = varlen_attn(
-            query.contiguous(),
-            key.contiguous(),
-            value.contiguous(),
-            lengths.bounds,
-            lengths.bounds,
-            longest,
-            longest,
-            **way,
-        )
-        attended: Tensor = found[0] if isinstance(found, tuple) else found
-        return attended
-
-    return attend
-
-
-def _attend_by_length(
-    query: Tensor, key: Tensor, value: Tensor, lengths: Lengths, causal: bool, scaling: float | None
-) -> Tensor:
-    """Attend to runs of texts of equal length at once: (n_tokens, n_heads, head_width)."""
-    out, start, counts = torch.empty_like(query), 0, lengths.counts
-    first = 0
-    while first < len(counts):
-        last = first
-        while last < len(counts) and counts[last] == counts[first]:
-            last += 1
-        stop = start + counts[first] * (last - first)
-        q, k, v = (
-            part[start:stop].reshape(last - first, counts[first], *part.shape[1:]).transpose(1, 2)
-            for part in (query, key, value)
-        )
-        found = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scaling)
-        out[start:stop] = found.transpose(1, 2).flatten(0, 1)
-        start, first = stop, last
-    return out
-
-
-@contextmanager
-def _use_packed_attention(model: Any) -> Iterator[None]:
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(ATTENTION, attend_packed)
-    before = model.config._attn_implementation
-    model.set_attn_implementation(ATTENTION)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
-
-
 def _read_packed(
     backbone: Backbone,
     ids: Tensor,
@@ -295,18 +188,14 @@ def _read_packed(
         lengths.bounds[:-1].long(), lengths.bounds.diff().long(), output_size=len(ids)
     )
     positions = torch.arange(len(ids), device=ids.device) - starts + first
-    token = _lengths.set(lengths)
-    try:
-        with torch.inference_mode():
-            return read_hidden(
-                backbone.model,
-                backbone.stack,
-                {"input_ids": ids[None], "position_ids": positions[None]},
-                layers=layers,
-                reduce=reduce,
-            )
-    finally:
-        _lengths.reset(token)
+    with tell_lengths(lengths), torch.inference_mode():
+        return read_hidden(
+            backbone.model,
+            backbone.stack,
+            {"input_ids": ids[None], "position_ids": positions[None]},
+            layers=layers,
+            reduce=reduce,
+        )
 
 
 def _find_first_position(backbone: Backbone) -> int | None:
@@ -318,8 +207,7 @@ def _find_first_position(backbone: Backbone) -> int | None:
 
 def _probe(backbone: Backbone) -> int | None:
     config = backbone.description.config.get_text_config(decoder=False)
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if backbone.stack is None or kinds - {"full_attention"} or getattr(config, "sliding_window", None):
+    if backbone.stack is None or not attends_fully(config):
         return None
     device = torch.device(backbone.device)
     ids = torch.tensor([[2, 3, 4, 5, 6], [7, 3, 8, 0, 0]], device=device)
@@ -337,7 +225,7 @@ def _probe(backbone: Backbone) -> int | None:
     # RoBERTa's family counts from the pad token's number plus one.
     for first in (0, (getattr(config, "pad_token_id", None) or 0) + 1):
         try:
-            with _use_packed_attention(backbone.model):
+            with use_packed_attention(backbone.model):
                 packed = _read_packed(
                     backbone,
                     ids[mask.bool()],
@@ -351,9 +239,3 @@ def _probe(backbone: Backbone) -> int | None:
         if torch.allclose(packed, padded, rtol=near, atol=near * float(padded.abs().max())):
             return first
     return None
-
-
-def _move(values: Tensor, device: torch.device) -> Tensor:
-    if device.type != "cuda":
-        return values.to(device)
-    return values.pin_memory().to(device, non_blocking=True)

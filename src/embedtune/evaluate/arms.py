@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from embedtune.evaluate.metrics import check_predictions, confusion, per_class
 from embedtune.evaluate.significance import (
+    LEVEL,
     Resamples,
     bootstrap_intervals,
     compare_resamples,
@@ -19,10 +20,7 @@ from embedtune.evaluate.significance import (
 )
 from embedtune.progress import track
 
-#: A comparison whose Holm-corrected p-value is below this is called better or worse.
-ALPHA = 0.05
-
-#: Comparisons resample at least this often: fewer could not bring a corrected p-value below ALPHA.
+#: Comparisons resample at least this often: fewer could not bring a corrected p-value below LEVEL.
 MIN_RESAMPLES = 1000
 
 
@@ -131,7 +129,7 @@ def score_arm(
     Returns
     -------
     dict
-        Each metric as ``{"value", "low", "high"}``; ``per_class``, means over seeds (so that the mean F1 is
+        Each metric as ``{"value", "low", "high", "seed_sd"}``; ``per_class``, means over seeds (so that the mean F1 is
         macro_f1); ``confusion``, counts of the first seed's predictions, rows true, columns predicted.
     """
     y, probabilities = check_predictions(y, probabilities)
@@ -185,7 +183,7 @@ def compare_arms(
     Returns
     -------
     list of dict
-        ``a, b, metric, difference, low, high, p, p_holm, test, verdict``; verdict is ``"better"``,
+        ``a, b, metric, difference, low, high, p, p_holm, detectable, test, verdict``; verdict is ``"better"``,
         ``"worse"`` or ``"not distinguishable"`` and speaks of a.
     """
     pairs = [pair for pair in pairs if pair[0] in predictions and pair[1] in predictions]
@@ -215,7 +213,7 @@ def compare_arms(
             rows.append({"a": a, "b": b, "metric": metric, **row, "test": test})
     for row, p_holm in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["p_holm"] = p_holm
-        row["verdict"] = _say_verdict(row["difference"], p_holm)
+        row["verdict"] = say_verdict(row["difference"], p_holm)
     return rows
 
 
@@ -225,6 +223,7 @@ def write_verdict(
     *,
     metric: str = "macro_f1",
     confidence: float = 0.95,
+    n_test: int | None = None,
     faults: Sequence[str] = (),
 ) -> str:
     """Say in a sentence whether fine-tuning is worth it on this task.
@@ -243,11 +242,13 @@ def write_verdict(
         The metric the verdict is about.
     confidence : float
         Coverage the comparisons' intervals were made with.
+    n_test : int, optional
+        Test rows; with them it says which differences they could not show.
     faults : sequence of str
         What makes these scores no answer; named before anything else is said.
     """
     if faults:
-        verdict = write_verdict(arms, comparisons, metric=metric, confidence=confidence)
+        verdict = write_verdict(arms, comparisons, metric=metric, confidence=confidence, n_test=n_test)
         return f"Not an answer: {' and '.join(faults)}. {verdict}"
     tuned = [name for name in ("tuned", "tuned+", "end-to-end") if name in arms]
     if not tuned:
@@ -258,12 +259,14 @@ def write_verdict(
         if against:
             row = max(against, key=lambda row: float(arms[row["a"]][metric]["value"]))
             seconds = _finetune_seconds(arms[row["a"]])
-            return _say_comparison(row, metric=metric, confidence=confidence, seconds=seconds)
+            sentence = _say_comparison(row, metric=metric, confidence=confidence, seconds=seconds)
+            return sentence if n_test is None else f"{sentence} {_say_power(row, n_test)}"
     return "No verdict on fine-tuning: no frozen arm was run to set it against."
 
 
-def _say_verdict(difference: float, p: float) -> str:
-    if p >= ALPHA or difference == 0:
+def say_verdict(difference: float, p: float) -> str:
+    """Return ``"better"``, ``"worse"`` or ``"not distinguishable"``, by a corrected p-value."""
+    if p >= LEVEL or difference == 0:
         return "not distinguishable"
     return "better" if difference > 0 else "worse"
 
@@ -282,6 +285,10 @@ def _say_comparison(row: Mapping[str, Any], *, metric: str, confidence: float, s
     if row["b"] == "frozen":
         sentence += "; it also had more labels, and frozen+, which would tell, was not run"
     return sentence + "."
+
+
+def _say_power(row: Mapping[str, Any], n_test: int) -> str:
+    return f"Differences under {100 * row['detectable']:.1f} points could hardly be seen with {n_test:,} test rows."
 
 
 def _finetune_seconds(arm: Mapping[str, Any]) -> float | None:

@@ -11,6 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 from embedtune.errors import ConfigError, DataError, suggest_nearest
 from embedtune.evaluate.metrics import METRICS, check_predictions, metrics_from_sums, row_statistics
 
+#: A comparison whose corrected p-value is below this is called better or worse.
+LEVEL = 0.05
+#: With what probability a difference that is called detectable would be found.
+POWER = 0.8
 #: Resampled weights held at once, a bound on memory: 4 million float64 are 32 MB.
 _WEIGHTS_AT_ONCE = 4_000_000
 
@@ -20,23 +24,40 @@ class Resamples(NamedTuple):
 
     Attributes
     ----------
-    value : dict of str to float
-        Mean over the arm's seeds.
+    by_seed : dict of str to ndarray of float64, shape (n_seeds,)
+        Each seed's score on all test rows.
     resampled : dict of str to ndarray of float64, shape (n_resamples,)
-        The same mean on each resample.
+        The mean over the seeds on each resample.
     """
 
-    value: dict[str, float]
+    by_seed: dict[str, NDArray[np.float64]]
     resampled: dict[str, NDArray[np.float64]]
+
+    def mean(self, metric: str) -> float:
+        """Return the score on all test rows, averaged over the seeds."""
+        return float(self.by_seed[metric].mean())
 
 
 class PairComparison(NamedTuple):
-    """Score of `a` minus score of `b`, its interval, and a two-sided p-value."""
+    """Score of `a` minus score of `b`.
+
+    Attributes
+    ----------
+    difference : float
+    low, high : float
+        Its interval.
+    p : float
+        Two-sided.
+    detectable : float
+        The least true difference that so many test rows would show at `LEVEL` with probability `POWER`, before any
+        correction: a smaller one is likely missed.
+    """
 
     difference: float
     low: float
     high: float
     p: float
+    detectable: float
 
 
 def resample_metrics(
@@ -77,14 +98,15 @@ def resample_metrics(
         rows = csr_array((np.ones(n), (members, np.arange(n))), shape=(n_groups, n)) @ rows
 
     def score(sums: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-        # (n_sums, n_seeds * columns) -> one row per (resample, seed) -> mean over seeds
+        # (n_sums, n_seeds * columns) -> one row per (resample, seed)
         scores = metrics_from_sums(sums.reshape(sums.shape[0] * len(seeds), -1), n_labels)
-        return {name: values.reshape(-1, len(seeds)).mean(axis=1) for name, values in scores.items()}
+        return {name: values.reshape(-1, len(seeds)) for name, values in scores.items()}
 
-    value = {name: float(v[0]) for name, v in score(np.asarray(rows.sum(axis=0)).reshape(1, -1)).items()}
+    by_seed = {name: v[0] for name, v in score(np.asarray(rows.sum(axis=0)).reshape(1, -1)).items()}
     terms = rows.T.tocsr()
     parts = [score(np.ascontiguousarray((terms @ w).T)) for w in _draw_weights(n_groups, n_resamples, seed)]
-    return Resamples(value, {name: np.concatenate([part[name] for part in parts]) for name in METRICS})
+    resampled = {name: np.concatenate([part[name].mean(axis=1) for part in parts]) for name in METRICS}
+    return Resamples(by_seed, resampled)
 
 
 def bootstrap_intervals(
@@ -95,10 +117,10 @@ def bootstrap_intervals(
     n_resamples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, float | None]]:
     """Give every metric its percentile bootstrap interval over test rows.
 
-    The interval is about the choice of test rows; the spread between seeds is averaged away, not added.
+    The interval is about the choice of test rows; the spread between seeds is told apart from it, not added.
 
     Parameters
     ----------
@@ -110,7 +132,8 @@ def bootstrap_intervals(
     Returns
     -------
     dict of str to dict
-        ``{metric: {"value", "low", "high"}}``, where value is the mean over seeds.
+        ``{metric: {"value", "low", "high", "seed_sd"}}``: value is the mean over the seeds, seed_sd their standard
+        deviation (n - 1), None with one seed.
 
     References
     ----------
@@ -120,7 +143,9 @@ def bootstrap_intervals(
     intervals = {}
     for name in METRICS:
         low, high = _percentile_interval(scores.resampled[name], confidence)
-        intervals[name] = {"value": scores.value[name], "low": low, "high": high}
+        found = scores.by_seed[name]
+        spread = float(found.std(ddof=1)) if len(found) > 1 else None
+        intervals[name] = {"value": scores.mean(name), "low": low, "high": high, "seed_sd": spread}
     return intervals
 
 
@@ -168,12 +193,50 @@ def compare_resamples(a: Resamples, b: Resamples, *, metric: str, confidence: fl
 
     The p-value is twice the smaller share of resampled differences on either side of 0, the observed
     difference counted among them, so it is never 0: at least 2 / (n_resamples + 1).
+
+    References
+    ----------
+    Card et al. 2020, "With Little Power Comes Great Responsibility", EMNLP: the detectable difference.
     """
+    from scipy.stats import norm
+
     differences = a.resampled[metric] - b.resampled[metric]
     n_below, n_above = int((differences <= 0).sum()), int((differences >= 0).sum())
     p = min(1.0, 2 * (1 + min(n_below, n_above)) / (1 + differences.size))
     low, high = _percentile_interval(differences, confidence)
-    return PairComparison(a.value[metric] - b.value[metric], low, high, p)
+    detectable = float((norm.ppf(1 - LEVEL / 2) + norm.ppf(POWER)) * differences.std(ddof=1))
+    return PairComparison(a.mean(metric) - b.mean(metric), low, high, p, detectable)
+
+
+def compare_splits(
+    differences: ArrayLike, *, n_train: float, n_test: float, confidence: float = 0.95
+) -> PairComparison:
+    """Test the mean difference of two arms over repeated random splits of the same rows.
+
+    Splits share rows, so their differences are not independent: the variance of the mean is taken as
+    (1 / n_splits + n_test / n_train) times that of the differences, with n_splits - 1 degrees of freedom.
+
+    Parameters
+    ----------
+    differences : array-like of float, shape (n_splits,)
+        Score of a minus score of b, a split each.
+    n_train, n_test : float
+        Rows of a split.
+    confidence : float
+
+    References
+    ----------
+    Nadeau and Bengio 2003, "Inference for the Generalization Error", Machine Learning 52 (equation 15).
+    """
+    from scipy.stats import t
+
+    values = np.asarray(differences, dtype=np.float64)
+    mean, free = float(values.mean()), len(values) - 1
+    error = float(np.sqrt((1 / len(values) + n_test / n_train) * values.var(ddof=1)))
+    reach = float(t.ppf((1 + confidence) / 2, free)) * error
+    p = float(2 * t.sf(abs(mean) / error, free)) if error > 0 else float(mean == 0)
+    detectable = float(t.ppf(1 - LEVEL / 2, free) + t.ppf(POWER, free)) * error
+    return PairComparison(mean, mean - reach, mean + reach, p, detectable)
 
 
 def mcnemar_p(y: ArrayLike, predicted_a: ArrayLike, predicted_b: ArrayLike) -> float:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
+from embedtune.embed.packed_attention import use_packed_attention
 from embedtune.embed.quiet import hush_libraries
 from embedtune.embed.tokens import pick_pad_id
 from embedtune.finetune import checkpoints
@@ -27,6 +28,7 @@ from embedtune.finetune.loop import (
     make_logger,
     save_trained,
 )
+from embedtune.finetune.packing import can_train_packed, compute_packed_loss, get_decoder, pack_questions
 from embedtune.finetune.rows import EpochBatches
 from embedtune.finetune.settings import Settings
 from embedtune.progress import track
@@ -43,8 +45,15 @@ def train_answers(
     device: str,
     precision: str,
     description: str,
+    packed: bool | None = None,
 ) -> float:
     """Train in place, going on from the last complete checkpoint in `folder`; the loss is on the answers alone.
+
+    Parameters
+    ----------
+    packed : bool, optional
+        Lay a step's questions end to end instead of padding them: the same loss to rounding. By default on CUDA,
+        where the model allows it.
 
     Returns
     -------
@@ -54,7 +63,10 @@ def train_answers(
     lengths = np.array([len(question.ids) for question in questions], dtype=np.int64)
     sampler = EpochBatches(lengths, batch_size=settings.batch_size, seed=settings.seed)
     n_steps = len(sampler) * settings.epochs
-    with hush_libraries(), _hush_datasets():
+    if packed is None:
+        packed = device.startswith("cuda") and can_train_packed(model)
+    attention = use_packed_attention(get_decoder(model)) if packed else contextlib.nullcontext()
+    with hush_libraries(), _hush_datasets(), attention:
         arguments = make_arguments(
             settings,
             folder,
@@ -77,6 +89,7 @@ def train_answers(
                 questions=questions,
                 tokenizer=tokenizer,
                 sampler=sampler,
+                packed=packed,
                 callbacks=[steering, *make_logger(logs_dir)],
             )
             trainer.train(resume_from_checkpoint=str(last) if last else None)
@@ -98,9 +111,10 @@ class AnswerTrainer(SFTTrainer):
         questions: Sequence[Question],
         tokenizer: Any,
         sampler: EpochBatches,
+        packed: bool,
         callbacks: list[transformers.TrainerCallback],
     ) -> None:
-        self.tuned, self.sampler = model, sampler
+        self.tuned, self.sampler, self.questions, self.packed = model, sampler, questions, packed
         super().__init__(
             model,
             arguments,
@@ -118,7 +132,15 @@ class AnswerTrainer(SFTTrainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return the training batches."""
+        if self.packed:
+            return load_batches(self, self.questions, self.sampler, collate=pack_questions)
         return load_batches(self, self.train_dataset, self.sampler, collate=self.data_collator)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Return a step's loss."""
+        if self.packed:
+            return compute_packed_loss(model, inputs, n_answer_tokens=kwargs.get("num_items_in_batch"))
+        return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[no-untyped-call]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the trained parameters into a checkpoint."""

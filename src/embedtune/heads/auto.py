@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import softmax
 from sklearn.metrics import f1_score
 
 from embedtune.heads.base import Head
@@ -71,7 +72,19 @@ class AutoHead(Head):
         DataError
             If there is one class only, or one group.
         """
-        rows = read_training_rows(self, X, y, groups=groups)
+        self._fit_rows(read_training_rows(self, X, y, groups=groups))
+        return self
+
+    def fit_out_of_fold(
+        self, X: Matrix, y: ArrayLike, groups: ArrayLike | None = None, **options: Any
+    ) -> Floats:
+        """Fit, and return the out-of-fold probabilities (n, K) that the choice was made on."""
+        probabilities: Floats = softmax(
+            self._fit_rows(read_training_rows(self, X, y, groups=groups)).scores, axis=1
+        )
+        return probabilities
+
+    def _fit_rows(self, rows: TrainingRows) -> CrossFit:
         views = resolve_views(self.views, len(rows.widths))
         matrix = split_blocks(rows.X, rows.widths)
         shared: dict[str, Any] = {
@@ -110,7 +123,7 @@ class AutoHead(Head):
         elif self.choice_ == "ridge":
             self.head_._fit_all(matrix, rows, found=ridge)
         self.classes_ = rows.classes
-        return self
+        return found[self.choice_]
 
     def predict_proba(self, X: Matrix) -> Floats:
         """Return probabilities (n, K), float64, columns in the order of `classes_`."""

@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from embedtune.heads.blocks import Floats, Matrix
+from embedtune.heads.crossfit import assign_folds
+
+#: Folds of `fit_out_of_fold`, where a head's own cross-validation doesn't say.
+N_FOLDS = 5
 
 
 class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -20,6 +24,28 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     #: Threads that libraries may use in fit; NumPy, SciPy and torch each bring a pool of them, and on many small
     #: products they only wait for each other. None leaves them be.
     n_threads: ClassVar[int | None] = 1
+
+    def fit_out_of_fold(
+        self, X: Matrix, y: ArrayLike, groups: ArrayLike | None = None, **options: Any
+    ) -> Floats:
+        """Fit as `fit` does, and return the training rows' probabilities (n, K), each by a head without its fold.
+
+        Settings that `fit` chose are kept in the folds: one choice among a few biases them negligibly.
+        """
+        self.fit(X, y, groups, **options)
+        y = np.asarray(y)
+        codes = np.searchsorted(self.classes_, y)
+        numbers = None if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+        found = np.zeros((len(y), len(self.classes_)))
+        for seen, unseen in assign_folds(codes, groups=numbers, n_folds=N_FOLDS, random_state=0):
+            head = self._pin().fit(X[seen], y[seen], None if groups is None else np.asarray(groups)[seen])
+            columns = np.searchsorted(self.classes_, head.classes_)
+            found[np.ix_(unseen, columns)] = head.predict_proba(X[unseen])
+        return found
+
+    def _pin(self) -> Any:
+        """Return an unfitted copy with the settings that `fit` chose."""
+        return clone(self)
 
     def predict_proba(self, X: Matrix) -> Floats:
         """Return probabilities (n, K), float64, columns in the order of `classes_`."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
+from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
@@ -176,6 +177,15 @@ class CooccurrenceHead(Head):
         # arrays, so that saving the head needs no torch pickle
         self.weights_ = {name: value.cpu().numpy().copy() for name, value in trained.net.state_dict().items()}
         return self
+
+    def _pin(self) -> Any:
+        chosen = {
+            "epochs": self.epochs_,
+            "learning_rate": self.learning_rate_,
+            "sigma": self.sigma_,
+            "validation_fraction": 0,
+        }
+        return clone(self).set_params(**chosen)
 
     def _load(self, X: Matrix, y: Ints, weight: Floats) -> Rows:
         """Put rows on the device, their blocks told apart."""

@@ -125,6 +125,22 @@ class LogisticHead(LinearClassifier):
             C = cross_fit_logistic(matrix, rows, plan=plan).strength
         return self._fit_all(matrix, rows, C=C)
 
+    def fit_out_of_fold(
+        self, X: Matrix, y: ArrayLike, groups: ArrayLike | None = None, **options: Any
+    ) -> Floats:
+        """Fit, and return the out-of-fold probabilities (n, K) at the same C."""
+        rows = read_training_rows(self, X, y, groups=groups)
+        matrix = split_blocks(rows.X, rows.widths)
+        check_strength("C", self.C)
+        plan = plan_folds(
+            rows.y, groups=rows.groups, cv=self.cv, random_state=self.random_state, every_row=True
+        )
+        strengths = C_GRID if self.C == "auto" else (self.C,)
+        found = cross_fit_logistic(matrix, rows, plan=plan, strengths=strengths)
+        self._fit_all(matrix, rows, C=found.strength)
+        probabilities: Floats = softmax(found.scores, axis=1)
+        return probabilities
+
     def _fit_all(self, matrix: BlockMatrix, rows: TrainingRows, *, C: float) -> Self:
         scale = fit_scale(matrix)
         step = open_logistic_path(len(rows.classes))(scale.apply(matrix), rows.y, rows.sample_weight)
@@ -187,14 +203,23 @@ class RidgeHead(LinearClassifier):
         DataError
             If there is one class only, or one group.
         """
+        self.fit_out_of_fold(X, y, groups)
+        return self
+
+    def fit_out_of_fold(
+        self, X: Matrix, y: ArrayLike, groups: ArrayLike | None = None, **options: Any
+    ) -> Floats:
+        """Fit, and return the calibrated out-of-fold probabilities (n, K)."""
         rows = read_training_rows(self, X, y, groups=groups)
         matrix = split_blocks(rows.X, rows.widths)
         check_strength("alpha", self.alpha)
         plan = plan_folds(
             rows.y, groups=rows.groups, cv=self.cv, random_state=self.random_state, every_row=True
         )
-        self._fit_all(matrix, rows, found=self._cross_fit(matrix, rows, plan))
-        return self
+        found = self._cross_fit(matrix, rows, plan)
+        self._fit_all(matrix, rows, found=found)
+        probabilities: Floats = softmax(self._calibrate_scores(found, rows), axis=1)
+        return probabilities
 
     def _cross_fit(self, matrix: BlockMatrix, rows: TrainingRows, plan: FoldPlan) -> CrossFit:
         n_classes = len(rows.classes)
@@ -312,6 +337,7 @@ def cross_fit_logistic(
     rows: TrainingRows,
     *,
     plan: FoldPlan,
+    strengths: Sequence[float] = C_GRID,
 ) -> CrossFit:
     """Cross-fit logistic regression: C chosen by log loss, and out-of-fold scores at that C."""
     return cross_fit(
@@ -320,7 +346,7 @@ def cross_fit_logistic(
         plan=plan,
         n_classes=len(rows.classes),
         sample_weight=rows.sample_weight,
-        strengths=C_GRID,
+        strengths=strengths,
         open_path=open_logistic_path(len(rows.classes)),
         measure=measure_log_loss,
     )

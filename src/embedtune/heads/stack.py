@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 
 from embedtune.errors import ConfigError
 from embedtune.heads.base import Head
@@ -76,12 +76,19 @@ class StackHead(Head):
         DataError
             If there is one class only, or one group.
         """
+        self.fit_out_of_fold(X, y, groups)
+        return self
+
+    def fit_out_of_fold(
+        self, X: Matrix, y: ArrayLike, groups: ArrayLike | None = None, **options: Any
+    ) -> Floats:
+        """Fit, and return the joining regression's out-of-fold probabilities (n, K)."""
         rows = read_training_rows(self, X, y, groups=groups)
         plan = plan_folds(
             rows.y, groups=rows.groups, cv=self.cv, random_state=self.random_state, every_row=True
         )
-        self._fit_rows(rows, plan)
-        return self
+        probabilities: Floats = softmax(self._fit_rows(rows, plan).scores, axis=1)
+        return probabilities
 
     def _fit_rows(self, rows: TrainingRows, plan: FoldPlan) -> CrossFit:
         """Fit, and return the joining regression's own cross-fit: the stack's out-of-fold scores."""

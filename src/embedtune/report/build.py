@@ -14,7 +14,7 @@ from embedtune.evaluate.arms import ARMS
 from embedtune.files import write_text
 from embedtune.report.content import RunContent, read_run
 from embedtune.report.facts import COST_COLUMNS, describe_audit, format_cost, format_value, name_key
-from embedtune.report.plots import Curve, Whisker, draw_curves, draw_whiskers
+from embedtune.report.plots import Curve, Whisker, choose_ticks, draw_curves, draw_whiskers
 
 #: Labels up to which a confusion matrix is drawn whole; beyond, only the most confused pairs.
 N_MATRIX_LABELS = 20
@@ -104,6 +104,10 @@ def _describe_task(run: RunContent, anchor: str) -> dict[str, Any]:
         "curve_metric": name_key(str(run.curves.get("metric", "macro_f1"))),
         "class_counts": run.class_counts,
         "audit": describe_audit(run.audit),
+        "trust": _describe_trust(arms.get(str(results.get("best"))) or {}),
+        "learning_plot": draw_learning(run.learning),
+        "suspects": run.suspects,
+        "n_suspects": (results.get("suspects") or {}).get("n") or {},
         "mistakes": run.mistakes,
         "costs": _describe_costs(arms),
         "environment": results.get("environment") or {},
@@ -123,7 +127,8 @@ def _describe_arm(name: str, arm: Mapping[str, Any]) -> dict[str, Any]:
     for metric, _, factor, n_decimals in _COLUMNS:
         score = arm.get(metric) or {}
         figures = [_format_score(score.get(key), factor, n_decimals) for key in ("value", "low", "high")]
-        cells.append({"value": figures[0], "interval": f"{figures[1]} to {figures[2]}"})
+        spread = _format_score(score.get("seed_sd"), factor, n_decimals)
+        cells.append({"value": figures[0], "interval": f"{figures[1]} to {figures[2]}", "spread": spread})
     return {
         "name": name,
         "title": known.title if known else name,
@@ -210,10 +215,72 @@ def draw_layers(curves: Mapping[str, Any]) -> list[Markup]:
                 f"{curve.label}: " + ", ".join(f"layer {i} {s:.1f}" for i, s in zip(*curve[1:3], strict=True))
                 for curve in drawn
             ),
+            x_label="layer (0 is the embedding layer)",
             y_label=f"{cut_text(view, 30)}: {metric}, %",
         )
         for view, drawn in by_view.items()
     ]
+
+
+def draw_learning(learning: Mapping[str, Any]) -> Markup:
+    """Draw each arm's mean over the seeds by labels per class; an empty string where no curve was asked for."""
+    if not learning.get("counts"):
+        return Markup("")
+    counts = [int(n) for n in learning["counts"]]
+    curves = [
+        Curve(
+            name,
+            counts,
+            [100 * sum(each) / len(each) for each in scores],
+            "orange" if name == "end-to-end" else "blue",
+        )
+        for name, scores in learning["arms"].items()
+    ]
+    return draw_curves(
+        curves,
+        title="Macro-F1 by labels per class",
+        description="; ".join(
+            f"{curve.label}: "
+            + ", ".join(f"{n} labels {y:.1f}" for n, y in zip(counts, curve.ys, strict=True))
+            for curve in curves
+        ),
+        x_label="labels per class",
+        y_label="macro-F1, %",
+    )
+
+
+def _describe_trust(arm: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe what an arm's probabilities are worth; empty where a run didn't measure it."""
+    if not arm.get("reliability"):
+        return {}
+    confidences = [100 * part["confidence"] for part in arm["reliability"]]
+    accuracies = [100 * part["accuracy"] for part in arm["reliability"]]
+    risk, sets, abstention = arm["risk_coverage"], arm.get("sets"), arm["abstention"]
+    decided = [100 * share for share in risk["coverage"]]
+    errors = [100 * share for share in risk["error"]]
+    pairs = zip(confidences, accuracies, strict=True)
+    plots = [
+        draw_curves(
+            [Curve("test rows, in tenths", confidences, accuracies)],
+            title="Reliability: accuracy by confidence",
+            description="; ".join(f"{c:.0f} % sure, {a:.0f} % right" for c, a in pairs),
+            x_label="mean confidence, %",
+            y_label="right, %",
+            x_ticks=choose_ticks(min(confidences), 100),
+            diagonal=True,
+        ),
+        draw_curves(
+            [Curve("most confident first", decided, errors)],
+            title="Errors among the rows decided",
+            description="; ".join(
+                f"{c:.0f} % decided, {e:.1f} % wrong" for c, e in zip(decided, errors, strict=True)
+            ),
+            x_label="rows decided, %",
+            y_label="wrong, %",
+            x_ticks=[0, 20, 40, 60, 80, 100],
+        ),
+    ]
+    return {"plots": plots, "calibration": arm.get("calibration"), "sets": sets, "abstention": abstention}
 
 
 def _describe_choice(curve: Mapping[str, Any]) -> str:
@@ -240,6 +307,7 @@ def _describe_comparison(row: Mapping[str, Any]) -> dict[str, Any]:
         "a": row["a"],
         "b": row["b"],
         "metric": name_key(row["metric"]),
+        "detectable": _format_score(row.get("detectable"), 100, 1),
         "p": _format_p(row["p"]),
         "p_holm": _format_p(row["p_holm"]),
         "test": row.get("test", ""),

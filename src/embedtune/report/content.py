@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import itertools
 import json
 from collections import Counter
 from dataclasses import dataclass
@@ -38,6 +40,10 @@ class RunContent:
         Rows by label and part, or empty.
     curves : dict
         probes.json, or empty.
+    learning : dict
+        curve.json, or empty.
+    suspects : tuple of dict
+        The first rows of suspects.csv, by its columns.
     mistakes : tuple of Mistake
         Of the best arm's first seed, most confident first.
     config : str
@@ -48,6 +54,8 @@ class RunContent:
     audit: dict[str, Any]
     class_counts: dict[str, dict[str, int]]
     curves: dict[str, Any]
+    learning: dict[str, Any]
+    suspects: tuple[dict[str, str], ...]
     mistakes: tuple[Mistake, ...]
     config: str
 
@@ -76,9 +84,18 @@ def read_run(run_dir: Path) -> RunContent:
         audit=_read_json(run_dir / "data" / "audit.json"),
         class_counts=_count_classes(splits_path),
         curves=_read_json(run_dir / "probes.json"),
+        learning=_read_json(run_dir / "curve.json"),
+        suspects=_read_suspects(run_dir / "suspects.csv"),
         mistakes=_find_mistakes(run_dir / "predictions" / f"{results.get('best')}.parquet", splits_path),
         config=config_path.read_text(encoding="utf-8") if config_path.exists() else "",
     )
+
+
+def _read_suspects(path: Path) -> tuple[dict[str, str], ...]:
+    if not path.exists():
+        return ()
+    with path.open(encoding="utf-8", newline="") as file:
+        return tuple(itertools.islice(csv.DictReader(file), N_MISTAKES))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

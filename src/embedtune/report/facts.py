@@ -26,8 +26,10 @@ _KEYS = {
     "calibration_error": "calibration error",
 }
 
-#: Entries of audit.json that the report shows elsewhere: in the rows-per-label table and in config.yaml.
-_SHOWN_ELSEWHERE = frozenset({"schema", "name", "settings", "parts", "classes"})
+#: Entries of audit.json that the report shows elsewhere: in tables of their own and in config.yaml.
+_SHOWN_ELSEWHERE = frozenset(
+    {"schema", "name", "settings", "parts", "classes", "near_duplicates.conflicting"}
+)
 
 _AUDIT_KEYS = {
     "fingerprint": "Fingerprint of the data",
@@ -108,6 +110,8 @@ def describe_audit(audit: Mapping[str, Any]) -> dict[str, Any]:
     examples: list[tuple[str, list[str], int]] = []
 
     def describe(path: str, value: Any) -> None:
+        if path in _SHOWN_ELSEWHERE:
+            return
         name = _AUDIT_KEYS.get(path) or ": ".join(name_key(part) for part in path.split("."))
         if isinstance(value, Mapping) and len(value) > N_ENTRIES:
             value = [f"{key}: {format_value(entry)}" for key, entry in value.items()]
@@ -121,6 +125,5 @@ def describe_audit(audit: Mapping[str, Any]) -> dict[str, Any]:
             facts.append((name, format_value(value)))
 
     for key, value in audit.items():
-        if key not in _SHOWN_ELSEWHERE:
-            describe(str(key), value)
+        describe(str(key), value)
     return {"facts": facts, "examples": examples}

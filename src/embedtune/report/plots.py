@@ -34,11 +34,11 @@ class Whisker(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """Scores by layer; `tone` as in `Whisker`, orange lines are dashed and have square marks."""
+    """Points joined by a line; `tone` as in `Whisker`, orange lines are dashed and have square marks."""
 
     label: str
-    layers: Sequence[int]
-    scores: Sequence[float]
+    xs: Sequence[float]
+    ys: Sequence[float]
     tone: str = "blue"
 
 
@@ -85,45 +85,63 @@ def draw_whiskers(
     return _frame(parts, height=bottom + 26, title=title, description=description)
 
 
-def draw_curves(curves: Sequence[Curve], *, title: str, description: str, y_label: str) -> Markup:
-    """Draw one view's scores by layer, one line per adapter, with a legend.
+def draw_curves(
+    curves: Sequence[Curve],
+    *,
+    title: str,
+    description: str,
+    x_label: str,
+    y_label: str,
+    x_ticks: Sequence[float] = (),
+    diagonal: bool = False,
+) -> Markup:
+    """Draw lines in one frame, with a legend.
 
     Parameters
     ----------
     curves : sequence of Curve
-        At least one, each with at least one score.
+        At least one, each with at least one point.
     title, description : str
         What a screen reader says.
-    y_label : str
-        Name and unit of the score.
+    x_label, y_label : str
+        Name and unit.
+    x_ticks : sequence of float
+        By default about fourteen of the points' own places.
+    diagonal : bool
+        Mark where x and y are equal.
     """
-    scores = [score for curve in curves for score in curve.scores]
-    layers = sorted({layer for curve in curves for layer in curve.layers})
-    ticks = choose_ticks(min(scores), max(scores))
+    places = sorted({place for curve in curves for place in curve.xs})
+    marks = list(x_ticks) or places[:: math.ceil(len(places) / 14)]
+    heights = [height for curve in curves for height in curve.ys]
+    low, high = min(places[0], marks[0]), max(places[-1], marks[-1])
+    ticks = choose_ticks(
+        min([*heights, low] if diagonal else heights), max([*heights, high] if diagonal else heights)
+    )
     left, top, bottom, right = 52, 40, 230, _WIDTH - 24
 
-    def x(layer: float) -> float:
-        span = layers[-1] - layers[0]
-        return left + 14 + ((layer - layers[0]) / span if span else 0.5) * (right - left - 28)
+    def x(place: float) -> float:
+        span = high - low
+        return left + 14 + ((place - low) / span if span else 0.5) * (right - left - 28)
 
-    def y(score: float) -> float:
-        return bottom - (score - ticks[0]) / (ticks[-1] - ticks[0]) * (bottom - top)
+    def y(height: float) -> float:
+        return bottom - (height - ticks[0]) / (ticks[-1] - ticks[0]) * (bottom - top)
 
     parts = [_text(left - 40, 16, y_label, "tick")]
     for tick in ticks:
         parts.append(_line(left, y(tick), right, y(tick), "grid"))
         parts.append(_text(left - 8, y(tick) + 4, _format_tick(tick, ticks), "tick end"))
-    step = math.ceil(len(layers) / 14)
-    for layer in layers[::step]:
-        parts.append(_text(x(layer), bottom + 20, str(layer), "tick middle"))
-    parts.append(_text((left + right) / 2, bottom + 42, "layer (0 is the embedding layer)", "tick middle"))
+    for mark in marks:
+        parts.append(_text(x(mark), bottom + 20, f"{mark:g}", "tick middle"))
+    parts.append(_text((left + right) / 2, bottom + 42, x_label, "tick middle"))
+    if diagonal:
+        parts.append(_line(x(low), y(low), x(high), y(high), "reference"))
     at = float(right)
     for curve in reversed(curves):
         at -= _CHARACTER_WIDTH * len(curve.label) + 30
         parts.append(_mark(at, 12, curve.tone))
         parts.append(_text(at + 10, 16, curve.label, ""))
     for curve in curves:
-        points = [(x(layer), y(score)) for layer, score in zip(curve.layers, curve.scores, strict=True)]
+        points = [(x(place), y(height)) for place, height in zip(curve.xs, curve.ys, strict=True)]
         path = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
         parts.append(Markup('<polyline class="curve {}" points="{}"/>').format(curve.tone, path))
         parts.extend(_mark(px, py, curve.tone) for px, py in points)
