@@ -153,3 +153,35 @@ def test_write_verdict_without_arms_gives_no_verdict():
     assert write_verdict({"tuned": make_arm(0.9)}, []) == (
         "No verdict on fine-tuning: no frozen arm was run to set it against."
     )
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_equal_arms_are_hardly_ever_told_apart(grouped):
+    random = np.random.default_rng(0)
+    groups = np.arange(300) // 3 if grouped else None
+    n_apart = 0
+    for repeat in range(100):
+        y = random.integers(0, 3, size=300)
+        # both right on four rows in five, each on rows of its own beside shared ones; groups share their fate
+        shared = random.random(300) if groups is None else random.random(100)[groups]
+        arms = {}
+        for name in ("tuned", "frozen+", "frozen"):
+            right = 0.5 * shared + 0.5 * random.random(300) < 0.68
+            guess = np.where(right, y, (y + random.integers(1, 3, size=300)) % 3)
+            arms[name] = 0.7 * np.eye(3)[guess] + 0.1
+        rows = compare_arms(y, arms, groups=groups, seed=repeat)
+        n_apart += any(row["verdict"] != "not distinguishable" for row in rows)
+    assert n_apart <= 9  # 5 are expected at most; 10 or more have a chance of 3 %
+
+
+def test_verdict_says_what_could_not_be_seen():
+    y = np.arange(600) % 2
+    arms = {"tuned": draw_arm(y, 0.8, seed=1), "frozen+": draw_arm(y, 0.8, seed=2)}
+    rows = compare_arms(y, arms)
+    scores = {name: score_arm(y, found, ["a", "b", "c"], n_resamples=100) for name, found in arms.items()}
+    said = write_verdict(scores, rows, n_test=600)
+    (row,) = [row for row in rows if row["metric"] == "macro_f1"]
+    assert said.endswith(
+        f"Differences under {100 * row['detectable']:.1f} points could hardly be seen with 600 test rows."
+    )
+    assert 1 < 100 * row["detectable"] < 10

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from embedtune.evaluate import cost as module
-from embedtune.evaluate.cost import Cost, measure, merge_costs
+from embedtune.evaluate.cost import measure
 
 MEGABYTES = 1024 * 1024
 can_reset = pytest.mark.skipif(not module._reset_peak(), reason="the kernel doesn't reset the peak here")
@@ -65,9 +65,3 @@ def test_measure_without_reset_reports_only_a_risen_mark(monkeypatch):
 def test_read_peak_without_proc_uses_getrusage(monkeypatch):
     monkeypatch.setattr(module, "_STATUS_PATH", Path("/nowhere/status"))
     assert module._read_peak() > 10 * MEGABYTES
-
-
-def test_merge_costs_adds_seconds_and_keeps_the_highest_peak():
-    assert merge_costs([Cost(1.5, 10), Cost(2.0, 30)]) == Cost(3.5, 30)
-    assert merge_costs([Cost(1.0, 10), Cost(1.0, None)]) == Cost(2.0, None)
-    assert merge_costs([]) == Cost(0, None)

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from embedtune.cascade import CascadeClassifier
     from embedtune.classifier import EmbedClassifier, load_bundle
     from embedtune.data.dataset import TextDataset
     from embedtune.data.sources import load_dataset
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "CascadeClassifier",
     "CooccurrenceHead",
     "EmbedClassifier",
     "LexicalEncoder",
@@ -33,6 +35,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CascadeClassifier": "cascade",
     "CooccurrenceHead": "heads.cooccurrence_head",
     "EmbedClassifier": "classifier",
     "LexicalEncoder": "embed.lexical",

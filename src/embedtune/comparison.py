@@ -10,7 +10,13 @@ from numpy.typing import NDArray
 from embedtune.assemble import name_readings
 from embedtune.config import TransformerView
 from embedtune.evaluate.arms import ARMS, compare_arms, score_arm, write_verdict
-from embedtune.evaluate.selective import measure_reliability, score_abstention, score_sets, trace_risk
+from embedtune.evaluate.selective import (
+    measure_reliability,
+    score_abstention,
+    score_sets,
+    trace_cascade,
+    trace_risk,
+)
 from embedtune.files import write_json
 from embedtune.heads.calibration import find_sets
 from embedtune.plan import (
@@ -68,6 +74,7 @@ def write_results(run: TaskRun) -> dict[str, Any]:
     }
     comparisons = compare_arms(y, probabilities, groups=groups, **options)
     contenders = [arm for arm in arms if arm not in UNKEPT] or arms
+    best = max(contenders, key=lambda arm: float(scores[arm]["macro_f1"]["value"]))
     results = {
         "schema": 1,
         "task": run.task,
@@ -75,7 +82,7 @@ def write_results(run: TaskRun) -> dict[str, Any]:
         "n": {part: len(splits.rows(part)) for part in ("tune", "train", "test")},
         "arms": scores,
         "comparisons": comparisons,
-        "best": max(contenders, key=lambda arm: float(scores[arm]["macro_f1"]["value"])),
+        "best": best,
         "verdict": write_verdict(
             scores,
             comparisons,
@@ -83,6 +90,13 @@ def write_results(run: TaskRun) -> dict[str, Any]:
             n_test=len(test),
             faults=list_faults(run.experiment),
         ),
+        "cascade": {
+            "cheap": "floor",
+            "dear": best,
+            **trace_cascade(y, probabilities["floor"], probabilities[best]),
+        }
+        if "floor" in arms and best != "floor"
+        else None,
         "suspects": (run.folder.read_record(SUSPECTS_STEP) or {}).get("result"),
         "automatic_layers": {
             name: list(view.layers)
@@ -109,6 +123,8 @@ def _cost(run: TaskRun, arm: str) -> dict[str, Any]:
         return sum_costs(fit=fitted)
     if arm == "prompt":
         measured = {name: fitted[0][name] for name in ("rows_per_second", "total_parameters")}
+        if fitted[0]["joules"] is not None:
+            measured["joules_per_1000"] = 1000 * fitted[0]["joules"] / fitted[0]["n_asked"]
         return {**sum_costs(fit=fitted), **measured}
     frozen = [read_embed_cost(run, view) for view in list_reads(run)]
     if ARMS[arm].backbones == "frozen":

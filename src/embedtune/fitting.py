@@ -125,7 +125,8 @@ def ask_decoder(run: TaskRun, splits: Splits) -> tuple[dict[int, NDArray[np.floa
     -------
     by_seed : dict of int to ndarray of shape (n_test, n_labels)
     facts : dict
-        ``rows_per_second``, ``total_parameters`` (None for a server), ``asked`` (the model) and ``unmatched_answers``.
+        ``rows_per_second``, ``n_asked``, ``total_parameters`` (None for a server), ``asked`` (the model) and
+        ``unmatched_answers``.
     """
     rows, test = splits.rows(*ARM_ROWS["prompt"]), splits.rows("test")
     texts, labels = _take(splits, rows)
@@ -145,6 +146,7 @@ def ask_decoder(run: TaskRun, splits: Splits) -> tuple[dict[int, NDArray[np.floa
         )  # fmt: skip
     facts = {
         "rows_per_second": n_asked / seconds if seconds else None,
+        "n_asked": n_asked,
         "total_parameters": asked[0].n_parameters_,
         "asked": asked[0].asked_,
         "unmatched_answers": n_unmatched,

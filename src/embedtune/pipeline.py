@@ -154,7 +154,7 @@ def finetune(run: TaskRun) -> None:
                     return {
                         "seconds": tuned.seconds,
                         "trunk_seconds": tuned.trunk_seconds,
-                        "peak_memory_bytes": cost.peak_memory_bytes,
+                        **cost.as_record(),
                         "trained_parameters": tuned.n_trained_parameters,
                         "total_parameters": tuned.n_parameters,
                         "validation_macro_f1": tuned.macro_f1,
@@ -218,7 +218,7 @@ def fit(run: TaskRun) -> None:
             if arm != "prompt" and first.out_of_fold is not None:
                 rows = splits.rows(*list_head_parts(run.experiment, arm))
                 write_out_of_fold(out_of_fold_path(run, arm), splits, rows, first.out_of_fold)
-            return {"seconds": cost.seconds, "peak_memory_bytes": cost.peak_memory_bytes, **facts}
+            return {"seconds": cost.seconds, **cost.as_record(), **facts}
 
         log.info("%s: fitting %s", run.task, arm)
         run.folder.run_step(f"fit.{arm}", arm_key(run, arm), compute, outputs=[predictions_path(run, arm)])
@@ -338,7 +338,9 @@ def _extract(
             "rows_per_second": encoder.last_n_computed_ / encoder.last_seconds_
             if encoder.last_n_computed_
             else None,
-            "peak_memory_bytes": cost.peak_memory_bytes,
+            "n_computed": encoder.last_n_computed_,
+            **cost.as_record(),
+            **({} if whole else {"joules": None}),
             "total_parameters": encoder.n_parameters_,
         }
 

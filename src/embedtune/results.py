@@ -23,7 +23,8 @@ def sum_costs(
     Returns
     -------
     dict
-        ``seconds`` in all and by stage, ``rows_per_second`` of the slowest backbone's extraction, ``joules_per_1000``,
+        ``seconds`` in all and by stage; ``rows_per_second`` of the slowest backbone's extraction; ``joules`` of all
+        stages, ``joules_per_1000`` of reading a thousand texts with all backbones, ``joules_source``;
         ``trained_parameters`` and ``total_parameters`` of all backbones and folds of one seed, ``peak_memory_bytes``.
         What wasn't measured is None: seconds of texts that an earlier run had left in the store, for one.
     """
@@ -38,10 +39,26 @@ def sum_costs(
         "seconds": _add(seconds.values()),
         **seconds,
         "rows_per_second": min(rates) if rates and None not in rates else None,
-        "joules_per_1000": None,
+        **_sum_energy([record for records in stages.values() for record in records], embed),
         "trained_parameters": sum(record["trained_parameters"] for record in finetune) // n_seeds,
         "total_parameters": None if None in parameters else sum(parameters) // (n_seeds if finetune else 1),
         "peak_memory_bytes": None if None in peaks else max(peaks),
+    }
+
+
+def _sum_energy(records: Sequence[Record], embed: Sequence[Record]) -> dict[str, Any]:
+    found = [record.get("joules") for record in records]
+    sources = dict.fromkeys(record["joules_source"] for record in records if record.get("joules_source"))
+    reading = [
+        1000 * record["joules"] / record["n_computed"]
+        if record.get("joules") is not None and record.get("n_computed")
+        else None
+        for record in embed
+    ]
+    return {
+        "joules": _add(found),
+        "joules_per_1000": _add(reading) if reading else None,
+        "joules_source": ", ".join(sources) or None,
     }
 
 

@@ -45,7 +45,7 @@ def scan_views(run: TaskRun) -> None:
                 "n_rows": len(rows),
                 "n_texts": n_texts,
                 "seconds": encoder.last_seconds_ if encoder.last_n_computed_ == n_texts else None,
-                "peak_memory_bytes": cost.peak_memory_bytes,
+                **cost.as_record(),
             }
 
         run.folder.run_step(scan_step(view), scan_key(run, view), compute)
@@ -78,8 +78,10 @@ def read_embed_cost(run: TaskRun, view: TransformerView) -> dict[str, Any]:
     scan = run.record(scan_step(view))["result"]
     seconds = [record["seconds"], scan["seconds"]]
     peaks = [record["peak_memory_bytes"], scan["peak_memory_bytes"]]
+    joules = [record["joules"], scan["joules"]]
     return {
         **record,
+        "joules": None if None in joules else sum(joules),
         "seconds": None if None in seconds else sum(seconds),
         "peak_memory_bytes": None if None in peaks else max(peaks),
     }

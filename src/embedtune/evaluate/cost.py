@@ -1,13 +1,16 @@
-"""What a stretch of work cost: wall time and peak resident memory of this process."""
+"""What a stretch of work cost: wall time, peak resident memory of this process, energy."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from embedtune.evaluate.energy import Energy, open_meter
 
 _STATUS_PATH = Path("/proc/self/status")
 _CLEAR_PATH = Path("/proc/self/clear_refs")
@@ -24,10 +27,18 @@ class Cost:
     peak_memory_bytes : int or None
         Highest resident memory of this process during the block, everything it already held included;
         child processes and accelerator memory are not. None where the system doesn't tell.
+    energy : Energy or None
+        None where nothing tells it.
     """
 
     seconds: float = 0.0
     peak_memory_bytes: int | None = None
+    energy: Energy | None = None
+
+    def as_record(self) -> dict[str, Any]:
+        """Return memory and energy as steps record them."""
+        joules, source = self.energy or (None, None)
+        return {"peak_memory_bytes": self.peak_memory_bytes, "joules": joules, "joules_source": source}
 
 
 #: Blocks being measured. An inner block resets the mark, so what it erases is first noted in these.
@@ -55,24 +66,16 @@ def measure() -> Iterator[Cost]:
     was_reset = _reset_peak()
     cost = Cost()
     _open.append(cost)
+    read_energy = open_meter()
     start = time.perf_counter()
     try:
         yield cost
     finally:
         cost.seconds = time.perf_counter() - start
+        cost.energy = read_energy()
         # by identity: two blocks may hold equal figures
         _open[:] = [other for other in _open if other is not cost]
         cost.peak_memory_bytes = _conclude_peak(cost, before=before, was_reset=was_reset)
-
-
-def merge_costs(costs: Iterable[Cost]) -> Cost:
-    """Add up costs of blocks that ran one after another; the peak is the highest, None if any is unknown."""
-    costs = list(costs)
-    peaks = [cost.peak_memory_bytes for cost in costs]
-    known = [peak for peak in peaks if peak is not None]
-    return Cost(
-        sum(cost.seconds for cost in costs), max(known) if known and len(known) == len(peaks) else None
-    )
 
 
 def _conclude_peak(cost: Cost, *, before: int | None, was_reset: bool) -> int | None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from embedtune.evaluate.metrics import check_predictions
+from embedtune.evaluate.metrics import check_predictions, compute_metrics
 
 #: Points of a risk-coverage curve and bins of a reliability diagram.
 N_POINTS, N_BINS = 20, 10
@@ -128,3 +128,33 @@ def _rate_answers(y: ArrayLike, probabilities: ArrayLike) -> tuple[NDArray[np.bo
     seeds = checked.reshape(-1, *checked.shape[-2:])
     right: NDArray[np.bool_] = seeds.argmax(axis=2) == labels
     return right.ravel(), seeds.max(axis=2).ravel()
+
+
+def trace_cascade(
+    y: ArrayLike, cheap: ArrayLike, dear: ArrayLike, *, n_points: int = N_POINTS
+) -> dict[str, list[float]]:
+    """Say how macro-F1 grows when the rows that a cheap classifier is least sure of are given to a dear one.
+
+    Parameters
+    ----------
+    y : array-like of int, shape (n,)
+    cheap, dear : array-like of float, shape (n_seeds, n, n_labels)
+        The first seed of each is taken.
+
+    Returns
+    -------
+    dict
+        ``share`` of rows given to the dear one, from 0 to 1; ``threshold`` of the cheap one's confidence below which
+        they are; ``macro_f1``.
+    """
+    first = [np.asarray(found).reshape(-1, *np.shape(found)[-2:])[0] for found in (cheap, dear)]
+    confidence = first[0].max(axis=1)
+    order = np.argsort(confidence, kind="stable")
+    found: dict[str, list[float]] = {"share": [], "threshold": [], "macro_f1": []}
+    for n in np.unique(np.linspace(0, len(order), n_points + 1).round().astype(int)):
+        mixed = first[0].copy()
+        mixed[order[:n]] = first[1][order[:n]]
+        found["share"].append(n / len(order))
+        found["threshold"].append(float(confidence[order[n]]) if n < len(order) else 1.0)
+        found["macro_f1"].append(float(compute_metrics(y, mixed)["macro_f1"]))
+    return found

@@ -106,6 +106,8 @@ def _describe_task(run: RunContent, anchor: str) -> dict[str, Any]:
         "audit": describe_audit(run.audit),
         "trust": _describe_trust(arms.get(str(results.get("best"))) or {}),
         "learning_plot": draw_learning(run.learning),
+        "cascade": results.get("cascade"),
+        "cascade_plot": draw_cascade(results.get("cascade")),
         "suspects": run.suspects,
         "n_suspects": (results.get("suspects") or {}).get("n") or {},
         "mistakes": run.mistakes,
@@ -220,6 +222,23 @@ def draw_layers(curves: Mapping[str, Any]) -> list[Markup]:
         )
         for view, drawn in by_view.items()
     ]
+
+
+def draw_cascade(cascade: Mapping[str, Any] | None) -> Markup:
+    """Draw macro-F1 by the share of texts that the dear arm is asked about; an empty string without a cascade."""
+    if not cascade:
+        return Markup("")
+    shares = [100 * share for share in cascade["share"]]
+    scores = [100 * score for score in cascade["macro_f1"]]
+    pairs = zip(shares, scores, strict=True)
+    return draw_curves(
+        [Curve(f"{cascade['cheap']}, then {cascade['dear']}", shares, scores)],
+        title="Macro-F1 by the share of texts that the dear arm reads",
+        description="; ".join(f"{share:.0f} % read, {score:.1f}" for share, score in pairs),
+        x_label=f"texts that {cascade['dear']} reads, %",
+        y_label="macro-F1, %",
+        x_ticks=[0, 20, 40, 60, 80, 100],
+    )
 
 
 def draw_learning(learning: Mapping[str, Any]) -> Markup:

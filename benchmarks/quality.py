@@ -1,0 +1,215 @@
+"""Is our answer the better classifier? Every arm beside what one would try first, on the same rows.
+
+    python benchmarks/quality.py [DATA ...] [--seeds 0 1 2 3 4] [--methods …] [--labels-per-class 8 16]
+        --peers-python PYTHON --work FOLDER
+
+A seed splits the rows anew; everyone trains on tune + train of that split and predicts its test rows. Each figure is
+written as soon as it is there (benchmarks/results/quality.jsonl), and what is there is not computed again, so
+the same command goes on. `--draw` prints the tables of docs/quality.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+
+from embedtune import EmbedClassifier, StaticEncoder
+from embedtune.bench.contest import Contestant, hold
+from embedtune.data.splits import Splits, read_splits
+from embedtune.embed.checkpoints import resolve_model
+from embedtune.evaluate.metrics import compute_metrics
+from embedtune.predictions import read_predictions
+
+RESULTS = Path(__file__).parent / "results" / "quality.jsonl"
+MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+PHRASEBANK, TWITTER = "financial_phrasebank", "twitter_financial_news_sentiment"
+#: Data: what `embedtune run` is told.
+DATA = {
+    "phrasebank_allagree": ["--data", f"{PHRASEBANK}/Sentences_AllAgree.txt"],
+    "phrasebank_50agree": ["--data", f"{PHRASEBANK}/Sentences_50Agree.txt"],
+    "gold_sentiment": ["--data", "gold_sentiment"],
+    "twitter": ["--data", f"{TWITTER}/sent_train.csv", "--test-data", f"{TWITTER}/sent_valid.csv"],
+    "sst2": ["--data", "sst2", "prepare.max_rows=10000"],
+    "r8": ["--data", "r8"],
+}
+ARMS = ("floor", "frozen+", "tuned+", "end-to-end")
+#: One choice for all data, made without looking at any of their test rows.
+SETTINGS = [
+    f"compare.arms=[{', '.join(ARMS)}]",
+    "compare.probe_layers=false",
+    "finetune.method=upper",
+    "finetune.n_upper_layers=4",
+]
+PEERS = ("embedding + logistic", "TF-IDF + logistic", "static + MLP", "Trainer", "SetFit")
+#: Methods that run in this process; the second is what model2vec trains, on WordLlama's table.
+OURS = {
+    "embedtune, frozen": lambda seed: EmbedClassifier(random_state=seed),
+    "static + MLP": lambda seed: make_pipeline(
+        StaticEncoder(), MLPClassifier((512,), early_stopping=True, max_iter=200, random_state=seed)
+    ),
+}
+FEW = ("embedtune, frozen", "embedding + logistic", "SetFit")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", nargs="*", default=list(DATA))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--methods", nargs="+", default=["arms", *PEERS])
+    parser.add_argument("--labels-per-class", type=int, nargs="*", default=[])
+    parser.add_argument("--peers-python", default=sys.executable)
+    parser.add_argument("--work", type=Path, default=Path("quality"))
+    parser.add_argument("--draw", action="store_true")
+    given = parser.parse_args()
+    if given.draw:
+        sys.stdout.write(draw(read_results()) + "\n")
+        return
+    done = {(row["data"], row["seed"], row["method"], row["labels_per_class"]) for row in read_results()}
+    for seed in given.seeds:
+        for data in given.data:
+            run = run_arms(data, seed, given.work)
+            if "arms" in given.methods and (data, seed, "frozen+", None) not in done:
+                note_arms(data, seed, run)
+            splits = read_splits(run / "data")
+            for method in given.methods:
+                if method != "arms" and (data, seed, method, None) not in done:
+                    note_method(data, seed, method, splits, None, given.peers_python)
+            for n in given.labels_per_class:
+                for method in FEW:
+                    if (data, seed, method, n) not in done:
+                        note_method(data, seed, method, splits, n, given.peers_python)
+
+
+def run_arms(data: str, seed: int, work: Path) -> Path:
+    """Run our arms, or go on with them, and return the run folder."""
+    out = work / f"{data}-{seed}"
+    root = os.environ.get("EMBEDTUNE_DATA", "../shared/data")
+    options = [f"{root}/{word}" if "/" in word else word for word in DATA[data]]
+    command = [
+        sys.executable,
+        "-m",
+        "embedtune",
+        "run",
+        *options,
+        *SETTINGS,
+        f"seeds=[{seed}]",
+        "--out",
+        str(out),
+        "-q",
+    ]
+    subprocess.run(command, check=True, env=os.environ | {"EMBEDTUNE_DATA": root}, stdout=subprocess.DEVNULL)
+    return out
+
+
+def note_arms(data: str, seed: int, run: Path) -> None:
+    splits = read_splits(run / "data")
+    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    for arm in ARMS:
+        probabilities = read_predictions(run / "predictions" / f"{arm}.parquet", splits)
+        found = results["arms"][arm]
+        facts = {
+            "seconds": found["cost"]["seconds"],
+            "sets": found["sets"],
+            "is_best": results["best"] == arm,
+        }
+        note(data, seed, arm, None, splits, probabilities, facts)
+
+
+def note_method(data: str, seed: int, method: str, splits: Splits, n: int | None, python: str) -> None:
+    """Train one method on the split's training rows, or on `n` of each class, and note how it does on the test rows."""
+    rows = splits.rows("tune", "train")
+    if n is not None:
+        random = np.random.default_rng(seed)
+        codes = splits.codes[rows]
+        rows = np.concatenate(
+            [random.choice(rows[codes == k], n, replace=False) for k in range(len(splits.label_names))]
+        )
+    texts, labels = [splits.texts[i] for i in rows], [splits.labels[i] for i in rows]
+    test = [splits.texts[i] for i in splits.rows("test")]
+    started = time.perf_counter()
+    if method in OURS:
+        probabilities = OURS[method](seed).fit(texts, labels).predict_proba(test)
+        facts = {"seconds": time.perf_counter() - started}
+    else:
+        job = {
+            "method": method,
+            "train": list(zip(texts, labels, strict=True)),
+            "test": test,
+            "labels": list(splits.label_names),
+            "model": str(resolve_model(MODEL)),
+            "epochs": 5,
+            "max_steps": -1 if n is not None else 500,
+            "bf16": True,
+            "seed": seed,
+        }
+        script = Path(__file__).parent / "peers" / "classify.py"
+        (times,) = hold([Contestant(method, script, job, python)], rounds=1, warm_up=False).values()
+        probabilities, facts = times.arrays["probabilities"], {"seconds": times.facts[-1]["seconds"]}
+    note(data, seed, method, n, splits, probabilities, facts)
+
+
+def note(
+    data: str,
+    seed: int,
+    method: str,
+    n: int | None,
+    splits: Splits,
+    probabilities: Any,
+    facts: dict[str, Any],
+) -> None:
+    scores = compute_metrics(
+        splits.codes[splits.rows("test")], np.asarray(probabilities).reshape(-1, len(splits.label_names))
+    )
+    row = {"data": data, "seed": seed, "method": method, "labels_per_class": n, **scores, **facts}
+    with RESULTS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    shown = f"macro-F1 {100 * scores['macro_f1']:.2f}, {facts['seconds'] or 0:.0f} s"
+    sys.stderr.write(f"{data} {seed} {method} {n or ''}: {shown}\n")
+
+
+def read_results() -> list[dict[str, Any]]:
+    if not RESULTS.exists():
+        return []
+    return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
+
+
+def draw(rows: list[dict[str, Any]]) -> str:
+    """Return the tables: macro-F1 in per cent, mean and standard deviation over seeds, by method and data."""
+    lines = []
+    for n in sorted({row["labels_per_class"] for row in rows}, key=lambda n: n or 10**9):
+        cells: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+        for row in rows:
+            if row["labels_per_class"] == n:
+                cells[row["method"], row["data"]].append(row)
+        data = [name for name in DATA if any(name == key[1] for key in cells)]
+        methods = list(dict.fromkeys(method for method, _ in cells))
+        lines += ["", "All labels" if n is None else f"{n} labels per class", ""]
+        lines += ["| | " + " | ".join(data) + " | mean |", "|---" * (len(data) + 2) + "|"]
+        for method in methods:
+            scores = [[100 * row["macro_f1"] for row in cells[method, name]] for name in data]
+            shown = [_say(own) for own in scores]
+            mean = f"{np.mean([np.mean(s) for s in scores]):.1f}" if all(scores) else "–"
+            lines.append(f"| {method} | " + " | ".join(shown) + f" | {mean} |")
+    return "\n".join(lines)
+
+
+def _say(scores: list[float]) -> str:
+    if not scores:
+        return "–"
+    spread = np.std(scores, ddof=1) if len(scores) > 1 else 0
+    return f"{np.mean(scores):.1f} ± {spread:.1f} ({len(scores)})"
+
+
+if __name__ == "__main__":
+    main()
