@@ -12,6 +12,7 @@ from markupsafe import Markup
 from embedtune.errors import RunFolderError
 from embedtune.evaluate.arms import ARMS
 from embedtune.files import write_text
+from embedtune.report.advice import advise
 from embedtune.report.content import RunContent, read_run
 from embedtune.report.facts import COST_COLUMNS, describe_audit, format_cost, format_value, name_key
 from embedtune.report.plots import Curve, Whisker, choose_ticks, draw_curves, draw_whiskers
@@ -90,6 +91,7 @@ def _describe_task(run: RunContent, anchor: str) -> dict[str, Any]:
         "verdict_rest": rest[:1].upper() + rest[1:],
         "verdict_tone": _VERDICT_TONES.get(opening, "grey"),
         "best": results.get("best"),
+        "advice": advise(results),
         "columns": [title for _, title, _, _ in _COLUMNS],
         "arms": [_describe_arm(name, arm) for name, arm in arms.items()],
         "interval_plots": [draw_metric(arms, results.get("best"), *column) for column in _COLUMNS[:2]],
