@@ -18,7 +18,7 @@ def make_results(
             "a": "end-to-end",
             "b": "frozen+",
             "metric": "macro_f1",
-            "verdict": verdict,
+            "verdict": found,
             "detectable": detectable,
         },
         {"a": "end-to-end", "b": "frozen+", "metric": "accuracy", "verdict": "worse", "detectable": 0.5},

@@ -54,7 +54,7 @@ def _advise_on_tuning(row: Mapping[str, Any], n_test: int) -> str:
 
 def _round(n: int) -> int:
     """Return a number to two digits."""
-    step = 10 ** max(len(str(n)) - 2, 0)
+    step = int(10 ** max(len(str(n)) - 2, 0))
     return round(n / step) * step
 
 
