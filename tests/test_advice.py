@@ -49,8 +49,8 @@ def test_worse_means_keep(detectable: float | None) -> None:
 
 def test_floor_that_is_as_good_and_labels_that_are_wrong_are_named() -> None:
     said = advise(make_results("worse", floor="not distinguishable", suspects={"n": {"label": 1200}}))
-    assert "Words alone do as well" in said[1]
-    assert "1,200 labels are likely wrong" in said[2]
+    assert "can't tell the frozen backbones from words alone" in said[1]
+    assert "1,200 labels contradict a classifier" in said[2]
 
 
 def test_scores_that_are_no_answer_give_no_advice() -> None:

@@ -185,7 +185,7 @@ def test_run_lists_planted_errors_and_takes_the_corrections(tiny_bert: Path, tmp
     results = json.loads((out / "results.json").read_text())
     assert results["suspects"]["arm"] in ("floor", "frozen+")
     assert results["suspects"]["n"]["label"] == len(flagged)
-    assert "Labels that are likely wrong" in (out / "report.html").read_text()
+    assert "Labels that contradict a classifier" in (out / "report.html").read_text()
 
     for row in found:
         row["corrected"] = truth.get(int(row["row"]), "")

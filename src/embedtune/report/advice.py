@@ -30,13 +30,14 @@ def advise(results: Mapping[str, Any]) -> list[str]:
         said.append(_advise_on_tuning(row, int(results["n"]["test"])))
     if (words := _find(rows, "frozen+", "floor")) is not None and words["verdict"] != "better":
         said.append(
-            "Words alone do as well as the frozen backbones here: the arm floor needs no language model, and its "
-            "classifier is in arms/floor."
+            "These rows can't tell the frozen backbones from words alone: the arm floor needs no language model, "
+            "and its classifier is in arms/floor."
         )
     n_wrong = ((results.get("suspects") or {}).get("n") or {}).get("label", 0)
     if n_wrong:
         said.append(
-            f"Look through suspects.csv: {n_wrong:,} labels are likely wrong, and no setting makes up for them."
+            f"Look through suspects.csv: {n_wrong:,} labels contradict a classifier that hadn't seen them, and no "
+            "setting makes up for those that are wrong."
         )
     return said
 
