@@ -127,6 +127,20 @@ def name_readings(run: TaskRun) -> dict[str, str]:
     }
 
 
+def list_tuning_arguments(run: TaskRun, view: TransformerView) -> dict[str, Any]:
+    """Return `fine_tune`'s arguments that the settings and the view of a backbone give, by name."""
+    settings = run.experiment.finetune.of(view.model).model_dump(exclude_none=True)
+    return {
+        "pooling": view.pooling,
+        "prefix": view.prefix,
+        "max_length": view.max_length,
+        "revision": view.revision,
+        "trust_remote_code": view.trust_remote_code,
+        "device": run.experiment.embed.device,
+        **settings,
+    }
+
+
 def build_encoder(run: TaskRun, view: TransformerView, *, adapter: Path | None) -> TransformerEncoder:
     """Return a view's encoder over the run's store; `adapter` is a folder that fine-tuning wrote."""
     settings = run.experiment.embed

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedtune.assemble import build_classifier, build_encoder
+from embedtune.assemble import build_classifier, build_encoder, list_tuning_arguments
 from embedtune.classifier import EmbedClassifier
 from embedtune.config import TransformerView
 from embedtune.data.splits import Splits
@@ -89,22 +89,17 @@ def _tune(
     run: TaskRun, splits: Splits, texts: list[str], labels: list[str], seed: int, place: Path
 ) -> EmbedClassifier:
     view: TransformerView = list_tuned_reads(run, "end-to-end")[0]
-    settings = run.experiment.finetune.of(view.model).model_dump(exclude_none=True)
-    steps = math.ceil(len(texts) / settings["batch_size"])
-    settings |= {"epochs": max(settings["epochs"], math.ceil(MIN_STEPS / steps)), "validation_fraction": 0.0}
+    arguments = list_tuning_arguments(run, view)
+    steps = math.ceil(len(texts) / arguments["batch_size"])
+    epochs = max(arguments["epochs"], math.ceil(MIN_STEPS / steps))
     tuned = fine_tune(
         view.model,
         texts,
         labels=labels,
         label_names=splits.label_names,
         output_dir=place / "adapter",
-        pooling=view.pooling,
-        prefix=view.prefix,
-        revision=view.revision,
-        trust_remote_code=view.trust_remote_code,
         seed=seed,
-        device=run.experiment.embed.device,
-        **{"max_length": view.max_length, **settings},
+        **{**arguments, "epochs": epochs, "validation_fraction": 0.0},
     )
     encoder = build_encoder(run, view.model_copy(update={"layers": (-1,)}), adapter=place / "adapter")
     encoder.set_params(store=None)  # nobody reads with this adapter again

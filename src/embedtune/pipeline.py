@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from embedtune.assemble import (
     build_encoder,
     build_prompt_classifier,
+    list_tuning_arguments,
 )
 from embedtune.comparison import write_results
 from embedtune.config import TransformerView
@@ -130,7 +131,6 @@ def finetune(run: TaskRun) -> None:
                     adapter: Path = adapter,
                     trunk_texts: list[str] | None = trunk_texts,
                 ) -> dict[str, Any]:
-                    settings = run.experiment.finetune.of(view.model).model_dump(exclude_none=True)
                     fold = training.fold
                     rows: Any = splits.rows(*training.parts) if fold is None else folds(seed)[fold][0]
                     with measure() as cost:
@@ -141,15 +141,10 @@ def finetune(run: TaskRun) -> None:
                             label_names=names,
                             groups=np.asarray(splits.groups)[rows],
                             output_dir=adapter,
-                            pooling=view.pooling,
-                            prefix=view.prefix,
-                            revision=view.revision,
-                            trust_remote_code=view.trust_remote_code,
                             seed=seed,
-                            device=run.experiment.embed.device,
                             trunk_texts=trunk_texts,
                             replace=True,
-                            **{"max_length": view.max_length, **settings},
+                            **list_tuning_arguments(run, view),
                         )
                     return {
                         "seconds": tuned.seconds,
