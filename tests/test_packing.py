@@ -104,7 +104,7 @@ def test_packed_loss_and_gradients_are_those_of_questions_read_alone(tmp_path: P
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
 
 
-def test_models_whose_questions_would_see_each_other_are_padded(tmp_path: Path) -> None:
+def test_models_that_packing_would_train_otherwise_are_padded(tmp_path: Path) -> None:
     folder = build_tiny_llama(tmp_path / "llama")
     model = load(folder)
     assert can_train_packed(model)
@@ -118,11 +118,5 @@ def test_models_whose_questions_would_see_each_other_are_padded(tmp_path: Path) 
         sliding_window=4,
     )
     assert not can_train_packed(transformers.MistralForCausalLM(config))
-    # GPT-2 learns a place for every position but reads no lengths in its attention's arguments.
-    config = transformers.GPT2Config(vocab_size=64, n_embd=16, n_layer=1, n_head=2, n_positions=32)
-    model = transformers.GPT2LMHeadModel(config)
-    packs = can_train_packed(model)
-    batch = pack_questions(QUESTIONS[:4])
-    if packs:
-        with use_packed_attention(model):
-            assert torch.isfinite(compute_packed_loss(model, batch, n_answer_tokens=None))
+    model.get_base_model().config.attention_dropout = 0.1
+    assert not can_train_packed(model)

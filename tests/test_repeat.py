@@ -62,3 +62,16 @@ def test_repeating_what_cannot_be_split_is_refused(recipe: Path, tmp_path: Path)
     )
     with pytest.raises(ConfigError, match="these test rows are given"):
         list_repeats(tested, 3)
+
+
+def test_test_rows_of_the_datas_own_are_refused_before_anything_is_trained(
+    recipe: Path, tmp_path: Path
+) -> None:
+    rows = (recipe.parent / "moves.csv").read_text().splitlines()
+    dated = tmp_path / "dated.csv"
+    dated.write_text("\n".join([f"{rows[0]},day", *(f"{row},{i}" for i, row in enumerate(rows[1:]))]) + "\n")
+    words = ["--data", dated, "--time-column", "day", "--repeat", 2, "--out", tmp_path / "run"]
+    result = call("run", recipe, ARMS, *words)
+    assert result.exit_code == 2
+    assert "which no split changes" in " ".join(result.output.split())
+    assert not (tmp_path / "run" / "split0" / "predictions").exists()

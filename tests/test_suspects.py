@@ -202,3 +202,15 @@ def test_run_lists_planted_errors_and_takes_the_corrections(tiny_bert: Path, tmp
     assert again.exit_code == 0, again.output
     left = {int(row["row"]) for row in read_suspects(out / "suspects.csv")}
     assert not left & flagged & set(truth)
+
+
+def test_without_out_of_fold_rows_no_suspects_are_reported(tiny_bert: Path, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "moves.csv")
+    recipe = write_recipe(tmp_path / "tiny.yaml", model=tiny_bert, data=rows, store=tmp_path / "store")
+    words = ["run", recipe, "compare.arms=[floor, frozen+]", "--out", tmp_path / "run"]
+    assert call(*words).exit_code == 0
+    results = tmp_path / "run" / "results.json"
+    assert json.loads(results.read_text())["suspects"] is not None
+    assert call(*words, "fit.calibration=none").exit_code == 0
+    assert json.loads(results.read_text())["suspects"] is None
+    assert json.loads(results.read_text())["arms"]["frozen+"]["sets"] is None

@@ -44,6 +44,21 @@ def list_repeats(experiment: Experiment, n_splits: int) -> list[Experiment]:
     ]
 
 
+def check_repeatable(run_dir: Path) -> None:
+    """Refuse data that bring their own test rows, once one split is prepared.
+
+    Raises
+    ------
+    RunFolderError
+    """
+    audit = json.loads((run_dir / "data" / "audit.json").read_text(encoding="utf-8"))
+    if audit["own_test_rows"]:
+        raise RunFolderError(
+            f"{run_dir}: the data has test rows of its own (a split, or a time column), which no split changes: run "
+            "without --repeat."
+        )
+
+
 def compare_repeats(run_dirs: Sequence[Path], *, output: Path, confidence: float = 0.95) -> dict[str, Any]:
     """Set the arms against each other over all splits, and write what was found as JSON.
 
@@ -52,19 +67,8 @@ def compare_repeats(run_dirs: Sequence[Path], *, output: Path, confidence: float
     dict
         ``n_splits``; ``arms``, each with ``accuracy`` and ``macro_f1`` as ``{"value", "sd", "by_split"}``;
         ``comparisons``, as results.json's, by the corrected resampled t-test; ``verdict``.
-
-    Raises
-    ------
-    RunFolderError
-        If the data brings its own test rows, which no split can change.
     """
     results = [json.loads((path / "results.json").read_text(encoding="utf-8")) for path in run_dirs]
-    audit = json.loads((run_dirs[0] / "data" / "audit.json").read_text(encoding="utf-8"))
-    if audit["own_test_rows"]:
-        raise RunFolderError(
-            f"{run_dirs[0]}: the data brings its own test rows, so its splits differ in the training rows alone, which "
-            "the test of repeated splits doesn't cover: run without --repeat."
-        )
     n_test = float(np.mean([one["n"]["test"] for one in results]))
     n_train = float(np.mean([one["n"]["tune"] + one["n"]["train"] for one in results]))
     arms = {

@@ -43,8 +43,10 @@ def list_suspects(run: TaskRun, splits: Splits) -> None:
         reasons = [one.reason for one in found]
         return {"arm": arm, "n": {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}}
 
-    if arms:
-        run.folder.run_step(STEP, digest([arm_key(run, arm) for arm in arms]), compute, outputs=[path])
+    if not arms:
+        run.folder.forget(STEP)
+        return
+    run.folder.run_step(STEP, digest([arm_key(run, arm) for arm in arms]), compute, outputs=[path])
 
 
 def _read_opinions(

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,6 +36,17 @@ N_ASKED, N_ANSWER = 64, 3
 N_STEPS = 64
 
 
+class _Job(NamedTuple):
+    """What both train."""
+
+    model: Any
+    questions: list[Question]
+    tokenizer: Any
+    settings: Settings
+    precision: str
+    device: str
+
+
 def measure_lora(shape: dict[str, Any], options: Options, *, device: str) -> tuple[list[Row], dict[str, Any]]:
     """Return the ratio's row and what else is worth keeping.
 
@@ -57,14 +68,10 @@ def measure_lora(shape: dict[str, Any], options: Options, *, device: str) -> tup
             causal=True,
         )
         model = put_lora(model, description, settings).to(device)
-        options_of_both: dict[str, Any] = {"settings": settings, "precision": precision, "device": device}
+        job = _Job(model, questions, description.tokenizer, settings, precision, device)
         contestants: dict[str, Callable[[int], float]] = {
-            "embedtune": lambda turn: _train(
-                model, questions, description.tokenizer, Path(temporary) / f"ours-{turn}", **options_of_both
-            ),
-            "SFTTrainer": lambda turn: _train_with_trl(
-                model, questions, description.tokenizer, Path(temporary) / f"trl-{turn}", **options_of_both
-            ),
+            "embedtune": lambda turn: _train(job, Path(temporary) / f"ours-{turn}"),
+            "SFTTrainer": lambda turn: _train_with_trl(job, Path(temporary) / f"trl-{turn}"),
         }
         rounds = 1 if options.smoke else options.rounds
         found = {name: Times() for name in contestants}
@@ -142,85 +149,71 @@ def _write_decoder(shape: dict[str, Any], folder: Path, *, device: str) -> None:
     ).save_pretrained(folder)
 
 
-def _train(
-    model: Any,
-    questions: list[Question],
-    tokenizer: Any,
-    folder: Path,
-    *,
-    settings: Settings,
-    precision: str,
-    device: str,
-) -> float:
+def _train(job: _Job, folder: Path) -> float:
     import_peft()  # before trl does, whose import would warn
     from embedtune.finetune.sft import train_answers
 
     return train_answers(
-        model,
-        questions,
-        tokenizer=tokenizer,
-        settings=settings,
+        job.model,
+        job.questions,
+        tokenizer=job.tokenizer,
+        settings=job.settings,
         folder=folder / "checkpoints",
         logs_dir=folder / "logs",
-        device=device,
-        precision=precision,
+        device=job.device,
+        precision=job.precision,
         description="embedtune",
-        packed=None if device == "cuda" else True,
+        packed=None if job.device == "cuda" else True,
     )
 
 
-def _train_with_trl(
-    model: Any,
-    questions: list[Question],
-    tokenizer: Any,
-    folder: Path,
-    *,
-    settings: Settings,
-    precision: str,
-    device: str,
-) -> float:
+def _train_with_trl(job: _Job, folder: Path) -> float:
     """Train as one writes it with TRL alone: padded batches, grouped by length as the capstone asks."""
     import datasets
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
     rows = {
-        "input_ids": [question.ids for question in questions],
+        "input_ids": [question.ids for question in job.questions],
         "completion_mask": [
-            [0] * question.n_prompt + [1] * (len(question.ids) - question.n_prompt) for question in questions
+            [0] * question.n_prompt + [1] * (len(question.ids) - question.n_prompt)
+            for question in job.questions
         ],
-        "length": [len(question.ids) for question in questions],
+        "length": [len(question.ids) for question in job.questions],
     }
     with hush_libraries():
         arguments = SFTConfig(
             output_dir=str(folder),
-            num_train_epochs=settings.epochs,
-            per_device_train_batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            lr_scheduler_type=settings.scheduler,
-            weight_decay=settings.weight_decay,
-            max_grad_norm=settings.max_grad_norm,
-            optim="paged_adamw_32bit" if settings.optimizer == "paged_adamw" else "adamw_torch_fused",
+            num_train_epochs=job.settings.epochs,
+            per_device_train_batch_size=job.settings.batch_size,
+            learning_rate=job.settings.learning_rate,
+            lr_scheduler_type=job.settings.scheduler,
+            weight_decay=job.settings.weight_decay,
+            max_grad_norm=job.settings.max_grad_norm,
+            optim="paged_adamw_32bit" if job.settings.optimizer == "paged_adamw" else "adamw_torch_fused",
             train_sampling_strategy="group_by_length",
-            gradient_checkpointing=settings.gradient_checkpointing,
-            bf16=precision == "bfloat16",
-            fp16=precision == "float16",
+            gradient_checkpointing=job.settings.gradient_checkpointing,
+            bf16=job.precision == "bfloat16",
+            fp16=job.precision == "float16",
             max_length=None,
             completion_only_loss=True,
             save_strategy="no",
             logging_strategy="no",
             report_to="none",
             disable_tqdm=True,
-            use_cpu=device == "cpu",
+            use_cpu=job.device == "cpu",
         )
         trainer = SFTTrainer(
-            model, arguments, train_dataset=datasets.Dataset.from_dict(rows), processing_class=tokenizer
+            job.model,
+            arguments,
+            train_dataset=datasets.Dataset.from_dict(rows),
+            processing_class=job.tokenizer,
         )
-        for parameter in model.parameters():
+        for parameter in job.model.parameters():
             if parameter.requires_grad:  # as ours keeps them
                 parameter.data = parameter.data.float()
         started = time.perf_counter()
         trainer.train()
-        if device == "cuda":
+        if job.device == "cuda":
             torch.cuda.synchronize()
     return time.perf_counter() - started

@@ -224,10 +224,13 @@ def run_experiment(
 def _repeat_experiment(experiment: Experiment, out: Path, n_splits: int, **manner: Any) -> None:
     """Run the experiment on several splits, a folder each, and compare its arms over all of them."""
     from embedtune.console import make_console, print_repeats
-    from embedtune.repeat import compare_repeats, list_repeats
+    from embedtune.repeat import check_repeatable, compare_repeats, list_repeats
 
     folders = [out / f"split{k}" for k in range(n_splits)]
-    for one, folder in zip(list_repeats(experiment, n_splits), folders, strict=True):
+    repeats = list_repeats(experiment, n_splits)
+    run_experiment(repeats[0], folders[0], **{**manner, "first": None, "last": "prepare"})
+    check_repeatable(folders[0])
+    for one, folder in zip(repeats, folders, strict=True):
         run_experiment(one, folder, **manner)
     stages = list(STAGE_HELP)
     if stages.index(manner["last"]) >= stages.index("compare"):

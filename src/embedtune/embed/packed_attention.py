@@ -18,6 +18,9 @@ ATTENTION = "embedtune_packed"
 #: The argument of a model's forward pass that carries the lengths down to its attention, for models that pass it on.
 ARGUMENT = "packed_lengths"
 
+#: What torch's kernel takes, the same for query, key and value.
+_KERNEL_TYPES = ({torch.float16}, {torch.bfloat16})
+
 _lengths: ContextVar[Lengths] = ContextVar("lengths")
 
 
@@ -57,7 +60,7 @@ def attend_packed(
     causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
     lengths: Lengths = kwargs.get(ARGUMENT) or _lengths.get()
     q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
-    if q.is_cuda and (kernel := _find_kernel()) is not None:
+    if q.is_cuda and {q.dtype, k.dtype, v.dtype} in _KERNEL_TYPES and (kernel := _find_kernel()) is not None:
         if scaling is not None:
             q = q * (scaling * q.shape[-1] ** 0.5)  # the kernel divides by the root itself
         return kernel(q, _widen(k, q), _widen(v, q), lengths, causal)[None], None
