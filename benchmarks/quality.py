@@ -78,9 +78,9 @@ def main() -> None:
     done = {(row["data"], row["seed"], row["method"], row["labels_per_class"]) for row in read_results()}
     for seed in given.seeds:
         for data in given.data:
-            run = run_arms(data, seed, given.work)
+            run = run_until("prepare", data, seed, given.work)
             if "arms" in given.methods and (data, seed, "frozen+", None) not in done:
-                note_arms(data, seed, run)
+                note_arms(data, seed, run_until("report", data, seed, given.work))
             splits = read_splits(run / "data")
             for method in given.methods:
                 if method != "arms" and (data, seed, method, None) not in done:
@@ -91,24 +91,18 @@ def main() -> None:
                         note_method(data, seed, method, splits, n, given.peers_python)
 
 
-def run_arms(data: str, seed: int, work: Path) -> Path:
-    """Run our arms, or go on with them, and return the run folder."""
+def run_until(stage: str, data: str, seed: int, work: Path) -> Path:
+    """Run our arms up to a stage, or go on with it, and return the run folder."""
     out = work / f"{data}-{seed}"
     root = os.environ.get("EMBEDTUNE_DATA", "../shared/data")
     options = [f"{root}/{word}" if "/" in word else word for word in DATA[data]]
-    command = [
-        sys.executable,
-        "-m",
-        "embedtune",
-        "run",
-        *options,
-        *SETTINGS,
-        f"seeds=[{seed}]",
-        "--out",
-        str(out),
-        "-q",
-    ]
-    subprocess.run(command, check=True, env=os.environ | {"EMBEDTUNE_DATA": root}, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "embedtune", "run", *options, *SETTINGS, f"seeds=[{seed}]"]
+    subprocess.run(
+        [*command, "--until", stage, "--out", str(out), "-q"],
+        check=True,
+        env=os.environ | {"EMBEDTUNE_DATA": root},
+        stdout=subprocess.DEVNULL,
+    )
     return out
 
 

@@ -92,6 +92,27 @@ def test_saved_classifier_predicts_the_same(views: list[tuple[str, object]], tmp
     assert list(again.classes_) == ["down", "flat", "up"]
 
 
+def test_stack_drops_a_backbone_that_is_not_worth_running(
+    views: list[tuple[str, object]], tmp_path: Path
+) -> None:
+    """Two backbones with random weights beside the words that decide the label."""
+    rng = np.random.default_rng(0)
+    words = [("rose", "up"), ("fell", "down"), ("flat", "flat")] * 40
+    texts = [
+        f"{' '.join(rng.choice(['sales', 'income', 'margin', 'orders'], 4))} {word}" for word, _ in words
+    ]
+    classifier = EmbedClassifier(views, "stack").fit(texts, [label for _, label in words])
+    assert [name for name, _ in classifier.views_] == ["lexical"]
+    names = [step["view"] for step in classifier.selection_ if step["taken"]]
+    assert set(names) <= {"lexical, words", "lexical, characters"}
+    left_out = {step["view"] for step in classifier.selection_} - set(names)
+    assert left_out >= {"bert, layer 3", "bert, 2 layers", "llama"}
+    classifier.save(tmp_path / "bundle")
+    again = load_bundle(tmp_path / "bundle")
+    assert [name for name, _ in again.views_] == ["lexical"]
+    assert list(again.predict(["margin fell"])) == ["down"]
+
+
 def test_no_texts_give_no_predictions() -> None:
     classifier = EmbedClassifier([LexicalEncoder()], "logistic").fit(TEXTS, LABELS)
     assert classifier.predict_proba([]).shape == (0, 3)

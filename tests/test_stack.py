@@ -48,13 +48,69 @@ def test_stack_beats_each_of_its_views() -> None:
 
 def test_stack_views_group_blocks() -> None:
     X, y = make_rows(200)
-    head = StackHead(WIDTHS, views=[(0, 1), (2,)]).fit(X, y)
-    assert head.views_ == ((0, 1), (2,))
-    assert [view_head.n_features_in_ for view_head in head.heads_] == [13, 60]
+    head = StackHead(WIDTHS, views=[(0, 1), (0,), (2,)]).fit(X, y)
+    assert head.views_[0] == (0, 1)
+    assert head.heads_[0].n_features_in_ == 13
     alone = LogisticHead((5, 8), C=head.heads_[0].C_).fit(X[:, :13], y)
     np.testing.assert_allclose(
         head.predict_view_probabilities(X)[0], alone.predict_proba(X[:, :13]), atol=1e-6
     )
+
+
+def test_stack_leaves_out_a_view_of_noise() -> None:
+    X, y = make_rows(400)
+    head = StackHead(WIDTHS).fit(X, y)
+    assert head.views_ == ((0,), (1,))
+    assert [(step["view"], step["taken"]) for step in head.selection_][-1] == (2, False)
+    losses = [step["log_loss"] for step in head.selection_]
+    assert losses[1] < losses[0]
+    assert losses[2] >= losses[1]
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_stack_pays_for_a_source_only_what_it_is_worth(repeated: bool) -> None:
+    """A second backbone that says what the first one says isn't run; one that tells more is."""
+    X, y = make_rows(400)
+    first, second = X[:, :5], X[:, 5:13]
+    other = first + 1e-3 * np.random.default_rng(1).normal(size=first.shape) if repeated else second
+    head = StackHead((5, other.shape[1]), sources=(0, 1)).fit(np.hstack([first, other]), y)
+    assert len(head.views_) == (1 if repeated else 2)
+
+
+def test_stack_reads_a_source_for_nothing_once_it_is_run() -> None:
+    X, y = make_rows(400)
+    paid = StackHead(WIDTHS, views=[(0, 1), (0,), (1,)], sources=(0, 0, 0)).fit(X, y)
+    free = StackHead(WIDTHS, views=[(0, 1), (0,), (1,)]).fit(X, y)
+    assert paid.views_[0] == free.views_[0] == (0, 1)
+    assert [step["view"] for step in paid.selection_] == [step["view"] for step in free.selection_]
+
+
+def test_stack_labels_that_nothing_tells_of_still_get_a_view() -> None:
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(60, 8)), rng.integers(2, size=60)
+    head = StackHead((4, 4), sources=(0, 1)).fit(X, y)
+    assert len(head.views_) == 1
+    assert head.predict_proba(X).shape == (60, 2)
+
+
+@pytest.mark.parametrize("head_class", [StackHead, AutoHead])
+def test_head_reads_the_kept_blocks_alone(head_class: Any) -> None:
+    X, y = make_rows(400)
+    wide = head_class(WIDTHS).fit(X, y)
+    narrow = head_class(WIDTHS).fit(X, y)
+    kept = narrow.blocks_
+    assert len(kept) == (2 if head_class is StackHead or narrow.choice_ == "stack" else 3)
+    narrow.keep_blocks(kept)
+    columns = np.concatenate(
+        [np.arange(73)[slice(*ends)] for ends in ((0, 5), (5, 13), (13, 73))][: len(kept)]
+    )
+    np.testing.assert_allclose(narrow.predict_proba(X[:, columns]), wide.predict_proba(X), atol=1e-12)
+
+
+def test_stack_sources_that_fit_no_view_are_refused() -> None:
+    X, y = make_rows(60)
+    with pytest.raises(ConfigError, match="sources names 2 and there are 3 views: give one per view"):
+        StackHead(WIDTHS, sources=(0, 1)).fit(X, y)
 
 
 def test_stack_joins_the_views_log_probabilities() -> None:

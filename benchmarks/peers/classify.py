@@ -130,6 +130,7 @@ def use_trainer(job, texts, y, test):
                     load_best_model_at_end=True,
                     metric_for_best_model="macro_f1",
                     bf16=job["bf16"],
+                    use_cpu=True,
                     seed=job["seed"],
                     report_to=[],
                     disable_tqdm=True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,10 @@ from embedtune.embed.lexical import LexicalEncoder
 from embedtune.embed.static import StaticEncoder
 from embedtune.embed.texts import check_texts
 from embedtune.errors import ConfigError, DataError
+from embedtune.heads.auto import AutoHead
 from embedtune.heads.calibration import Calibrator, Method, find_sets
 from embedtune.heads.linear import SoftmaxHead
+from embedtune.heads.stack import StackHead
 from embedtune.heads.table import make_head
 from embedtune.heads.training import ClassWeight
 
@@ -48,18 +50,24 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     random_state : int
         Seeds the head.
 
+    A stack (``"stack"``, or ``"auto"`` where it does best) takes views while they are worth their cost, and encoders
+    that bring nothing are dropped; see `StackHead`.
+
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
         Columns of `predict_proba`.
     views_ : list of (str, encoder)
-        Fitted encoders.
+        Fitted encoders, without those that the head doesn't read.
     head_ : classifier
         Fitted head.
     calibrator_ : Calibrator or None
         Fitted calibrator.
     out_of_fold_ : ndarray of shape (n, n_classes) or None
         The training rows' calibrated probabilities, each by a head and a calibrator without its fold; not saved.
+    selection_ : list of dict
+        What each view brought to a stack, in the order taken: ``view``, ``taken``, ``log_loss`` and ``macro_f1`` of the
+        views taken so far with it, out of fold. Empty for other heads; not saved.
 
     Examples
     --------
@@ -143,6 +151,7 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             else:
                 head.fit(X, y, **options)
         self.head_, self.classes_ = head, head.classes_
+        self._note_selection()
         return self
 
     def predict_proba(self, texts: Sequence[str]) -> NDArray[np.float64]:
@@ -220,24 +229,42 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ) -> Self:
         """Return a classifier of fitted encoders and a head fitted on their columns."""
         classifier = cls(list(views), head)
-        classifier.calibrator_, classifier.out_of_fold_ = calibrator, None
+        classifier.calibrator_, classifier.out_of_fold_, classifier.selection_ = calibrator, None, []
         classifier.views_, classifier.head_, classifier.classes_ = list(views), head, head.classes_
         return classifier
 
     def _make_head(self) -> Any:
-        widths: list[int] = []
-        groups: list[tuple[int, ...]] = []
-        for _, encoder in self.views_:
-            groups.extend(_group_blocks(encoder, first=len(widths)))
-            widths.extend(encoder.widths_)
+        readings = _list_readings(self.views_)
         return make_head(
             self.head,
-            widths=tuple(widths),
-            views=tuple(groups),
+            widths=tuple(width for _, encoder in self.views_ for width in encoder.widths_),
+            views=tuple(reading.blocks for reading in readings),
+            sources=tuple(reading.source for reading in readings),
             class_weight=self.class_weight,
             random_state=self.random_state,
             options=self.head_options,
         )
+
+    def _note_selection(self) -> None:
+        """Name what the head chose among, and drop the encoders it doesn't read."""
+        readings = _list_readings(self.views_)
+        self.selection_ = [
+            {**step, "view": readings[step["view"]].name} for step in getattr(self.head_, "selection_", [])
+        ]
+        if not isinstance(self.head_, AutoHead | StackHead):
+            return
+        read = set(self.head_.blocks_)
+        first = 0
+        views: list[NamedEncoder] = []
+        blocks: list[int] = []
+        for view in self.views_:
+            own = range(first, first + len(view[1].widths_))
+            first = own.stop
+            if read.intersection(own):
+                views.append(view)
+                blocks += own
+        self.head_.keep_blocks(blocks)
+        self.views_ = views
 
 
 def load_bundle(path: str | Path, *, store: Any = None, device: str = "auto") -> EmbedClassifier:
@@ -263,12 +290,34 @@ def name_views(views: Sequence[Any] | None) -> list[NamedEncoder]:
     return [view if isinstance(view, tuple) else (f"view{i}", view) for i, view in enumerate(views)]
 
 
-def _group_blocks(encoder: Any, *, first: int) -> list[tuple[int, ...]]:
-    """Say which blocks a stack reads together: several layers as the last one, and all of them; others one by one."""
-    blocks = tuple(range(first, first + len(encoder.widths_)))
-    if isinstance(encoder, TransformerEncoder | CrossFittedEncoder) and len(blocks) > 1:
-        return [(blocks[int(np.argmax(encoder.layers_))],), blocks]
-    return [(block,) for block in blocks]
+class _Reading(NamedTuple):
+    """What a stack may take as one view: its name, its blocks, and the backbone that must be run for it, if any."""
+
+    name: str
+    blocks: tuple[int, ...]
+    source: int | None
+
+
+def _list_readings(views: Sequence[NamedEncoder]) -> list[_Reading]:
+    """Return the readings of all encoders: several layers as the last one, and all of them; others one by one."""
+    readings: list[_Reading] = []
+    first = 0
+    for number, (name, encoder) in enumerate(views):
+        blocks = tuple(range(first, first + len(encoder.widths_)))
+        first += len(blocks)
+        is_backbone = isinstance(encoder, TransformerEncoder | CrossFittedEncoder)
+        if len(blocks) == 1:
+            readings.append(_Reading(name, blocks, number if is_backbone else None))
+        elif not is_backbone:  # a lexical view's two kinds of n-grams
+            kinds = ("words", "characters")
+            readings += [
+                _Reading(f"{name}, {kind}", (block,), None) for kind, block in zip(kinds, blocks, strict=True)
+            ]
+        else:
+            last = int(np.argmax(encoder.layers_))
+            readings.append(_Reading(f"{name}, layer {encoder.layers_[last]}", (blocks[last],), number))
+            readings.append(_Reading(f"{name}, {len(blocks)} layers", blocks, number))
+    return readings
 
 
 def _join(matrices: Sequence[Any]) -> Any:

@@ -29,7 +29,7 @@ class AutoHead(Head):
     ----------
     widths : sequence of int, optional
         Columns of each block, in order; one block by default.
-    views : sequence of sequences of int, optional
+    views, sources
         As in `StackHead`.
     cv : int
     class_weight : "balanced", dict or None
@@ -42,6 +42,8 @@ class AutoHead(Head):
     cv_scores_ : dict
         Per candidate its out-of-fold "macro_f1" and "log_loss".
     head_ : LogisticHead, RidgeHead or StackHead
+    selection_ : list of dict
+        What each view brings to the stack, chosen or not; see `Selection.steps`. Empty with one view.
     classes_ : ndarray of shape (K,)
     """
 
@@ -52,12 +54,14 @@ class AutoHead(Head):
         widths: Sequence[int] | None = None,
         *,
         views: Sequence[Sequence[int]] | None = None,
+        sources: Sequence[int | None] | None = None,
         cv: int = 5,
         class_weight: ClassWeight = None,
         random_state: int = 0,
     ) -> None:
         self.widths = widths
         self.views = views
+        self.sources = sources
         self.cv = cv
         self.class_weight = class_weight
         self.random_state = random_state
@@ -104,9 +108,10 @@ class AutoHead(Head):
         ridge = heads["ridge"]._cross_fit(matrix, rows, plan)
         found["ridge"] = ridge._replace(scores=heads["ridge"]._calibrate_scores(ridge, rows))
         if len(views) > 1:
-            heads["stack"] = StackHead(rows.widths, views=views, **shared)
+            heads["stack"] = StackHead(rows.widths, views=views, sources=self.sources, **shared)
             heads["stack"].n_features_in_ = self.n_features_in_
             found["stack"] = heads["stack"]._fit_rows(rows, plan)
+        self.selection_ = heads["stack"].selection_ if len(views) > 1 else []
 
         self.cv_scores_ = {name: _score(cross, rows) for name, cross in found.items()}
         self.choice_ = min(
@@ -124,6 +129,19 @@ class AutoHead(Head):
             self.head_._fit_all(matrix, rows, found=ridge)
         self.classes_ = rows.classes
         return found[self.choice_]
+
+    @property
+    def blocks_(self) -> list[int]:
+        """Numbers of the blocks that are read, ascending."""
+        if isinstance(self.head_, StackHead):
+            return self.head_.blocks_
+        return list(range(len(self.head_.widths)))
+
+    def keep_blocks(self, kept: Sequence[int]) -> None:
+        """Read matrices that hold the given blocks only; see `StackHead.keep_blocks`."""
+        if isinstance(self.head_, StackHead):
+            self.head_.keep_blocks(kept)
+            self.n_features_in_ = sum(self.head_.widths_)
 
     def predict_proba(self, X: Matrix) -> Floats:
         """Return probabilities (n, K), float64, columns in the order of `classes_`."""

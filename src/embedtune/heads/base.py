@@ -20,6 +20,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A classifier on one matrix, dense or CSR, whose `predict` follows `predict_proba`."""
 
     classes_: NDArray[Any]
+    n_features_in_: int
 
     #: Threads that libraries may use in fit; NumPy, SciPy and torch each bring a pool of them, and on many small
     #: products they only wait for each other. None leaves them be.

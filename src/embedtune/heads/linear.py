@@ -144,6 +144,7 @@ class LogisticHead(LinearClassifier):
     def _fit_all(self, matrix: BlockMatrix, rows: TrainingRows, *, C: float) -> Self:
         scale = fit_scale(matrix)
         step = open_logistic_path(len(rows.classes))(scale.apply(matrix), rows.y, rows.sample_weight)
+        self.n_features_in_ = matrix.n_columns
         self.C_ = C
         self.classes_ = rows.classes
         weights, self.intercept_ = scale.undo(matrix, *step(C))

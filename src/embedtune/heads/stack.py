@@ -1,4 +1,4 @@
-"""StackHead: a logistic regression per view, joined by one more on their out-of-fold opinions."""
+"""StackHead: a logistic regression per view worth reading, joined by one more on their out-of-fold opinions."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from scipy.special import log_softmax, softmax
 
 from embedtune.errors import ConfigError
 from embedtune.heads.base import Head
-from embedtune.heads.blocks import Floats, Matrix, slice_blocks, split_blocks
+from embedtune.heads.blocks import BlockMatrix, Floats, Matrix, slice_blocks, split_blocks
 from embedtune.heads.crossfit import CrossFit, FoldPlan, plan_folds
 from embedtune.heads.linear import LogisticHead, cross_fit_logistic
+from embedtune.heads.selection import select_views
 from embedtune.heads.training import ClassWeight, TrainingRows, read_training_rows
 
 
@@ -21,8 +22,8 @@ class StackHead(Head):
     """Stacked generalisation over views.
 
     Each view's logistic regression is cross-fitted once: the pass that chooses its C also gives the
-    out-of-fold log-probabilities that the joining regression learns from. Then the views are refitted on all
-    rows.
+    out-of-fold log-probabilities that the joining regression learns from. Views are taken greedily while they are
+    worth their cost (`select_views`), and those taken are refitted on all rows.
 
     Parameters
     ----------
@@ -30,6 +31,9 @@ class StackHead(Head):
         Columns of each block, in order; one block by default.
     views : sequence of sequences of int, optional
         Block numbers of each view; each block its own view by default. A block may be in several views.
+    sources : sequence of int or None, optional
+        What must be run to have each view, such as the number of a backbone; None costs nothing, and is the default
+        for all.
     cv : int
         Folds: stratified, whole groups, the same for all views.
     class_weight : "balanced", dict or None
@@ -37,11 +41,15 @@ class StackHead(Head):
 
     Attributes
     ----------
+    views_ : tuple of tuple of int
+        Block numbers of each view taken, in the order given.
     heads_ : list of LogisticHead
         One per view, in the order of `views_`.
     joiner_ : LogisticHead
         On the views' log-probabilities, (n, n_views · K).
-    views_, widths_ : tuple
+    selection_ : list of dict
+        What each view given brought, those taken first; see `Selection.steps`.
+    widths_ : tuple of int
     classes_ : ndarray of shape (K,)
 
     References
@@ -56,12 +64,14 @@ class StackHead(Head):
         widths: Sequence[int] | None = None,
         *,
         views: Sequence[Sequence[int]] | None = None,
+        sources: Sequence[int | None] | None = None,
         cv: int = 5,
         class_weight: ClassWeight = None,
         random_state: int = 0,
     ) -> None:
         self.widths = widths
         self.views = views
+        self.sources = sources
         self.cv = cv
         self.class_weight = class_weight
         self.random_state = random_state
@@ -92,26 +102,52 @@ class StackHead(Head):
 
     def _fit_rows(self, rows: TrainingRows, plan: FoldPlan) -> CrossFit:
         """Fit, and return the joining regression's own cross-fit: the stack's out-of-fold scores."""
-        self.views_ = resolve_views(self.views, len(rows.widths))
+        views = resolve_views(self.views, len(rows.widths))
+        sources = resolve_sources(self.sources, len(views))
         self.widths_ = rows.widths
-        self.heads_: list[LogisticHead] = []
-        opinions = []
-        for view in self.views_:
-            widths = tuple(rows.widths[block] for block in view)
-            matrix = split_blocks(slice_blocks(rows.X, rows.widths, view), widths)
-            found = cross_fit_logistic(matrix, rows, plan=plan)
-            opinions.append(log_softmax(found.scores, axis=1))
-            head = LogisticHead(widths, C=found.strength, class_weight=self.class_weight)
-            head.n_features_in_ = sum(widths)
-            self.heads_.append(head._fit_all(matrix, rows, C=found.strength))
-        joined = np.hstack(opinions)
-        matrix = split_blocks(joined, (joined.shape[1],))
-        found = cross_fit_logistic(matrix, rows, plan=plan)
-        self.joiner_ = LogisticHead(C=found.strength, class_weight=self.class_weight)
-        self.joiner_.n_features_in_ = joined.shape[1]
-        self.joiner_._fit_all(matrix, rows, C=found.strength)
+        found = [cross_fit_logistic(self._read_view(rows, view), rows, plan=plan) for view in views]
+        opinions = [log_softmax(one.scores, axis=1) for one in found]
+
+        def open_joiner(chosen: Sequence[int]) -> BlockMatrix:
+            joined = np.hstack([opinions[number] for number in chosen])
+            return split_blocks(joined, (joined.shape[1],))
+
+        selection = select_views(
+            lambda chosen: cross_fit_logistic(open_joiner(chosen), rows, plan=plan),
+            len(views),
+            rows,
+            sources=sources,
+        )
+        self.selection_ = selection.steps
+        self.views_ = tuple(views[number] for number in selection.views)
+        self.heads_ = [
+            LogisticHead(
+                [rows.widths[block] for block in view],
+                C=found[number].strength,
+                class_weight=self.class_weight,
+            )._fit_all(self._read_view(rows, view), rows, C=found[number].strength)
+            for number, view in zip(selection.views, self.views_, strict=True)
+        ]
+        matrix, C = open_joiner(selection.views), selection.joined.strength
+        self.joiner_ = LogisticHead(C=C, class_weight=self.class_weight)._fit_all(matrix, rows, C=C)
         self.classes_ = rows.classes
-        return found
+        return selection.joined
+
+    @staticmethod
+    def _read_view(rows: TrainingRows, view: tuple[int, ...]) -> BlockMatrix:
+        return split_blocks(slice_blocks(rows.X, rows.widths, view), [rows.widths[block] for block in view])
+
+    @property
+    def blocks_(self) -> list[int]:
+        """Numbers of the blocks that any view taken reads, ascending."""
+        return sorted({block for view in self.views_ for block in view})
+
+    def keep_blocks(self, kept: Sequence[int]) -> None:
+        """Read matrices that hold the given blocks only, in this order; all of `blocks_` must be among them."""
+        place = {block: number for number, block in enumerate(kept)}
+        self.views_ = tuple(tuple(place[block] for block in view) for view in self.views_)
+        self.widths_ = tuple(self.widths_[block] for block in kept)
+        self.n_features_in_ = sum(self.widths_)
 
     def predict_view_probabilities(self, X: Matrix) -> Floats:
         """Return each view's own probabilities, (n_views, n, K)."""
@@ -151,4 +187,18 @@ def resolve_views(views: Sequence[Sequence[int]] | None, n_blocks: int) -> tuple
             )
     if not resolved:
         raise ConfigError("views is empty: give at least one view, or None for one per block.")
+    return resolved
+
+
+def resolve_sources(sources: Sequence[int | None] | None, n_views: int) -> list[int | None]:
+    """Return what must be run for each view; `None` makes all free.
+
+    Raises
+    ------
+    ConfigError
+        If there isn't one per view.
+    """
+    resolved: list[int | None] = [None] * n_views if sources is None else list(sources)
+    if len(resolved) != n_views:
+        raise ConfigError(f"sources names {len(resolved)} and there are {n_views} views: give one per view.")
     return resolved

@@ -9,7 +9,7 @@ from typing import Any
 from embedtune.errors import ConfigError, suggest_nearest
 from embedtune.heads.training import ClassWeight
 
-#: Name: (module in this folder, class, whether it takes `views`). Imported on use: one of them loads torch.
+#: Name: (module in this folder, class, whether it joins views). Imported on use: one of them loads torch.
 HEADS: dict[str, tuple[str, str, bool]] = {
     "auto": ("auto", "AutoHead", True),
     "logistic": ("linear", "LogisticHead", False),
@@ -26,6 +26,7 @@ def make_head(
     random_state: int = 0,
     class_weight: ClassWeight = None,
     views: Sequence[Sequence[int]] | None = None,
+    sources: Sequence[int | None] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Any:
     """Return an unfitted head.
@@ -37,6 +38,7 @@ def make_head(
     widths, random_state, class_weight
         As every head takes them.
     views : sequence of sequences of int, optional
+    sources : sequence of int or None, optional
         For heads that join views; ignored by the others.
     options : mapping, optional
         Further parameters of that head.
@@ -53,6 +55,6 @@ def make_head(
     module, class_name, takes_views = HEADS[name]
     shared: dict[str, Any] = {"random_state": random_state, "class_weight": class_weight}
     if takes_views:
-        shared["views"] = views
+        shared |= {"views": views, "sources": sources}
     head_class = getattr(import_module(f"embedtune.heads.{module}"), class_name)
     return head_class(widths, **shared, **(options or {}))
