@@ -20,7 +20,7 @@ from embedtune import TransformerEncoder, load_dataset
 from embedtune.data.prepare import prepare_splits
 from embedtune.embed.store import EmbeddingStore
 from embedtune.heads.crossfit import assign_folds, subsample_rows
-from embedtune.heads.layerscan import choose_layer, scan_layers
+from embedtune.heads.layerscan import choose_reading, scan_layers
 from embedtune.heads.table import make_head
 
 RULES = {
@@ -78,7 +78,8 @@ def main() -> None:
                 random_state=given.seed,
             )
             curve = " ".join(f"{probe.score:.3f}" for probe in probes)
-            sys.stdout.write(f"probe of {n}: layer {choose_layer(probes)} of {curve}\n")
+            _, layer = choose_reading({"mean": probes})
+            sys.stdout.write(f"probe of {n}: layer {layer} of {curve}\n")
         for name, layers in RULES.items():
             columns = np.ascontiguousarray(X[:, layers].reshape(len(y), -1))
             rows = (splits.rows("tune", "train"), splits.rows("test"))

@@ -81,7 +81,7 @@ def read_scan(out: Path) -> dict[str, Any]:
 def test_lowest_good_layer_is_chosen_with_those_below(counted: tuple[Path, Counter[int]]) -> None:
     found = read_scan(counted[0])
     assert found["layers"] == [2, 1, 0]
-    assert max(found["scores"][:2]) < 0.5 < 0.65 < found["scores"][2]
+    assert max(found["scores"]["cls"][:2]) < 0.5 < 0.65 < found["scores"]["cls"][2]
     assert json.loads((counted[0] / "results.json").read_text())["automatic_layers"] == {"bert": [2, 1, 0]}
 
 
@@ -125,14 +125,58 @@ def test_report_says_what_was_chosen_and_draws_the_scan(counted: tuple[Path, Cou
         ("frozen", [0, 1, 2, 3, 4, 5]),
         ("tuned", [0, 1, 2, 3, 4, 5]),
     ]
-    assert curves[0]["scores"] == read_scan(counted[0])["scores"]
+    assert curves[0]["scores"] == read_scan(counted[0])["scores"]["cls"]
     page = (counted[0] / "report.html").read_text()
     n_rows = read_scan(counted[0])["n_rows"]
     assert (
-        f"bert: layers 0 to 2 of 5 are read by the frozen arms, chosen on {n_rows} train rows. "
+        f"bert: layers 0 to 2 of 5 are read by the frozen arms, pooling cls, chosen on {n_rows} train rows. "
         "Each point of its plot reads a layer and those just below it, 5 together; "
         "the lowest within one standard error of the best was taken."
     ) in page
+
+
+@pytest.fixture(scope="module")
+def pooled(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with pooling left open, which takes the settings and the arms from the folder above."""
+    out = tmp_path_factory.mktemp("pooled") / "tiny"
+    settings = [*SETTINGS, "embed.views.bert.pooling=auto"]
+    result = call("run", recipe, "--out", out, *settings)
+    assert result.exit_code == 0, result.output
+    return out
+
+
+def test_pooling_is_chosen_with_the_layers(pooled: Path) -> None:
+    found = read_scan(pooled)
+    assert set(found["scores"]) == {"mean", "cls", "last", "max"}
+    best = max(found["scores"], key=lambda name: max(found["scores"][name]))
+    assert max(found["scores"][found["pooling"]]) > max(found["scores"][best]) - 0.05
+    results = json.loads((pooled / "results.json").read_text())
+    assert results["automatic_pooling"] == {"bert": found["pooling"]}
+    for arm in ("frozen+", "tuned"):
+        assert load_bundle(pooled / "arms" / arm).views_[0][1].pooling == found["pooling"]
+    adapter = json.loads(next((pooled / "adapters").glob("*/*/finetune.json")).read_text())
+    assert adapter["pooling"] == found["pooling"]
+
+
+def test_pooling_scan_is_drawn_and_its_cost_counted(pooled: Path) -> None:
+    page = (pooled / "report.html").read_text()
+    assert f"pooling {read_scan(pooled)['pooling']}, chosen on" in page
+    assert "frozen, max" in page
+    step = next(path for path in (pooled / ".state").glob("embed.*.json") if "scan" not in path.name)
+    seconds = [json.loads(step.read_text())["result"]["seconds"], read_scan(pooled)["seconds"]]
+    assert None not in seconds
+    cost = json.loads((pooled / "results.json").read_text())["arms"]["frozen"]["cost"]
+    assert cost["embed_seconds"] == pytest.approx(sum(seconds))
+
+
+def test_report_says_what_each_view_brings(recipe: Path, pooled: Path) -> None:
+    settings = [*SETTINGS, "embed.views.bert.pooling=auto", "fit.head=stack"]
+    assert call("run", recipe, "--out", pooled, *settings).exit_code == 0
+    views = json.loads((pooled / "results.json").read_text())["arms"]["frozen+"]["views"]
+    assert any(step["taken"] for step in views)
+    page = (pooled / "report.html").read_text()
+    assert "What each view brings" in page
+    assert f"<bdi>{views[0]['view']}</bdi>" in page
 
 
 def test_cost_of_reading_includes_the_scan(counted: tuple[Path, Counter[int]]) -> None:
@@ -185,6 +229,13 @@ def test_changed_rows_need_a_new_scan(
     result = call("fit", out)
     assert result.exit_code == 2
     assert "has no finished 'embed' stage for these settings" in result.output
+
+
+def test_pooling_is_not_chosen_for_given_layers() -> None:
+    with pytest.raises(
+        ValueError, match="pooling is 'auto' where layers is 'last5', and the two are chosen together"
+    ):
+        TransformerView(model="bert", pooling="auto")
 
 
 def test_pooler_has_no_layers_to_choose() -> None:

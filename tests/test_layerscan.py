@@ -7,7 +7,7 @@ import pytest
 from sklearn.linear_model import Ridge
 
 from embedtune.heads.crossfit import assign_folds
-from embedtune.heads.layerscan import Probe, choose_layer, scan_layers
+from embedtune.heads.layerscan import Probe, choose_reading, scan_layers
 
 
 def draw_layers(
@@ -81,7 +81,20 @@ def test_constant_layer_scores_as_chance_without_a_warning() -> None:
     ],
     ids=["equal", "surely-a-little-worse", "within-the-error", "first-is-best"],
 )
-def test_choose_layer_takes_the_lowest_within_one_standard_error(
+def test_choose_reading_takes_the_lowest_within_one_standard_error(
     by_fold: list[list[float]], chosen: int
 ) -> None:
-    assert choose_layer([Probe(float(np.mean(folds)), tuple(folds)) for folds in by_fold]) == chosen
+    probes = [Probe(float(np.mean(folds)), tuple(folds)) for folds in by_fold]
+    assert choose_reading({"mean": probes}) == ("mean", chosen)
+
+
+def test_choose_reading_takes_the_best_pooling_of_the_lowest_good_layer() -> None:
+    def probe(score: float) -> Probe:
+        return Probe(score, (score - 0.02, score, score + 0.02))
+
+    found = {
+        "mean": [probe(0.3), probe(0.6), probe(0.9)],
+        "cls": [probe(0.3), Probe(0.89, (0.9, 0.9, 0.87)), probe(0.7)],
+        "max": [probe(0.3), Probe(0.895, (0.9, 0.9, 0.885)), probe(0.7)],
+    }
+    assert choose_reading(found) == ("max", 1)

@@ -17,6 +17,7 @@ from embedtune.embed.static import StaticEncoder
 from embedtune.embed.store import EmbeddingStore
 from embedtune.finetune.saved import read_finetuned
 from embedtune.plan import (
+    SCANNED_POOLINGS,
     TUNED_ON,
     TaskRun,
     Training,
@@ -142,10 +143,14 @@ def list_tuning_arguments(run: TaskRun, view: TransformerView) -> dict[str, Any]
 
 
 def build_encoder(run: TaskRun, view: TransformerView, *, adapter: Path | None) -> TransformerEncoder:
-    """Return a view's encoder over the run's store; `adapter` is a folder that fine-tuning wrote."""
+    """Return a view's encoder over the run's store; `adapter` is a folder that fine-tuning wrote.
+
+    Where pooling is still to be chosen it reads all that may be.
+    """
     settings = run.experiment.embed
     return TransformerEncoder(
-        **view.model_dump(exclude={"kind", "test_max_length", "precision"}),
+        **view.model_dump(exclude={"kind", "test_max_length", "precision", "pooling"}),
+        pooling=SCANNED_POOLINGS if view.pooling == "auto" else view.pooling,
         adapter=None if adapter is None else str(adapter),
         precision=view.precision or settings.precision,
         backend=settings.backend,

@@ -66,6 +66,7 @@ def write_results(run: TaskRun) -> dict[str, Any]:
         arm: {
             **score_arm(y, probabilities[arm], splits.label_names, groups=groups, **options),
             **_judge_probabilities(run, arm, y, probabilities[arm]),
+            "views": run.record(f"fit.{arm}")["result"].get("views") or [],
             "cost": _cost(run, arm),
             "seeds": list(run.experiment.seeds),
             **_describe_answers(run, arm),
@@ -75,6 +76,12 @@ def write_results(run: TaskRun) -> dict[str, Any]:
     comparisons = compare_arms(y, probabilities, groups=groups, **options)
     contenders = [arm for arm in arms if arm not in UNKEPT] or arms
     best = max(contenders, key=lambda arm: float(scores[arm]["macro_f1"]["value"]))
+    views: Any = run.experiment.embed.views
+    chosen = {
+        name: view
+        for name, view in list_views(run, "frozen")
+        if isinstance(view, TransformerView) and views[name] != view
+    }
     results = {
         "schema": 1,
         "task": run.task,
@@ -98,10 +105,9 @@ def write_results(run: TaskRun) -> dict[str, Any]:
         if "floor" in arms and best != "floor"
         else None,
         "suspects": (run.folder.read_record(SUSPECTS_STEP) or {}).get("result"),
-        "automatic_layers": {
-            name: list(view.layers)
-            for name, view in list_views(run, "frozen")
-            if run.experiment.embed.views[name] != view and isinstance(view, TransformerView)
+        "automatic_layers": {name: list(view.layers) for name, view in chosen.items()},
+        "automatic_pooling": {
+            name: view.pooling for name, view in chosen.items() if views[name].pooling == "auto"
         },
         "environment": {
             **describe_environment(command=run.command, seeds=run.experiment.seeds),

@@ -62,14 +62,15 @@ class PrepareConfig(_Part):
 class TransformerView(_Part):
     """Hidden layers of a backbone.
 
-    ``layers: auto`` leaves the choice to a probe inside the training rows; `test_max_length` reads test rows at another
-    length, as published LLMEmbed does; `precision` is by default that of `embed`.
+    ``layers: auto`` leaves the choice to a probe inside the training rows, and ``pooling: auto`` that of pooling with
+    it; `test_max_length` reads test rows at another length, as published LLMEmbed does; `precision` is by default that
+    of `embed`.
     """
 
     kind: Literal["transformer"] = "transformer"
     model: str
     layers: Literal["all", "auto"] | str | tuple[int, ...] = "last5"
-    pooling: Pooling = "mean"
+    pooling: Pooling | Literal["auto"] = "mean"
     max_length: int = Field(default=128, ge=4)
     test_max_length: int | None = Field(default=None, ge=4)
     prefix: str = ""
@@ -82,6 +83,11 @@ class TransformerView(_Part):
         if self.layers == "auto" and self.pooling == "pooler":
             raise ValueError(
                 "layers is 'auto' where pooling is 'pooler', which reads the last layer only: set layers to [-1]"
+            )
+        if self.pooling == "auto" and self.layers != "auto":
+            raise ValueError(
+                f"pooling is 'auto' where layers is {self.layers!r}, and the two are chosen together: set layers to "
+                "auto, or name a pooling"
             )
         return self
 

@@ -23,6 +23,7 @@ from embedtune.plan import (
     adapter_key,
     adapter_step,
     arm_dir,
+    find_scan,
     list_head_parts,
     list_reads,
     list_scans,
@@ -31,7 +32,7 @@ from embedtune.plan import (
     scan_key,
 )
 from embedtune.runfolder import digest
-from embedtune.scan import draw_curve
+from embedtune.scan import draw_curves
 from embedtune.tables import list_cells
 
 log = logging.getLogger(__name__)
@@ -59,12 +60,15 @@ class FittedArm(NamedTuple):
         ``method``, ``temperature``, ``log_losses`` by method, and the ``threshold`` of its sets of labels.
     out_of_fold : ndarray of shape (n_rows, n_labels) or None
         What heads without each row's fold said of the training rows.
+    views : list of dict
+        What each view brought; see `EmbedClassifier.selection_`.
     """
 
     probabilities: NDArray[np.float64]
     cells: list[dict[str, Any]]
     calibration: dict[str, Any] | None
-    out_of_fold: NDArray[np.float64] | None = None
+    out_of_fold: NDArray[np.float64] | None
+    views: list[dict[str, Any]]
 
 
 def fit_arm(run: TaskRun, splits: Splits, arm: str, seed: int) -> FittedArm:
@@ -73,7 +77,7 @@ def fit_arm(run: TaskRun, splits: Splits, arm: str, seed: int) -> FittedArm:
     test = splits.rows("test")
     if arm == "majority":
         shares = np.bincount(splits.codes[rows], minlength=len(splits.label_names)) / len(rows)
-        return FittedArm(np.tile(shares, (len(test), 1)), [], None)
+        return FittedArm(np.tile(shares, (len(test), 1)), [], None, None, [])
     classifier = build_classifier(run, arm, seed)
     if arm != "end-to-end":
         chooses_on_test = arm != "floor" and run.experiment.fit.choose_rows == "test"
@@ -91,6 +95,7 @@ def fit_arm(run: TaskRun, splits: Splits, arm: str, seed: int) -> FittedArm:
         list_cells(classifier.head_),
         _describe_calibration(run, classifier),
         classifier.out_of_fold_,
+        classifier.selection_,
     )
 
 
@@ -164,15 +169,17 @@ def probe_layers(run: TaskRun, splits: Splits) -> None:
     settings = run.experiment.compare
     is_tuned = settings.probe_layers and "tuned" in settings.arms
     tuned = {view.model for view in list_tuned_reads(run)} if is_tuned else set()
-    scans = list_scans(run)
 
     def compute() -> dict[str, Any]:
-        curves = []
-        for view in list_reads(run) if settings.probe_layers else scans:
+        curves: list[dict[str, Any]] = []
+        for view in list_reads(run):
+            scan = find_scan(run, view)
+            if scan is None and not settings.probe_layers:
+                continue
             for state in ("frozen", "tuned") if view.model in tuned else ("frozen",):
                 adapter = adapter_dir(run, view.model, training, seed) if state == "tuned" else None
-                if view.model_copy(update={"layers": "all"}) in scans:
-                    curves.append(draw_curve(run, view, adapter=adapter))
+                if scan is not None:
+                    curves += draw_curves(run, scan, adapter=adapter)
                     continue
                 encoder = build_encoder(run, view, adapter=adapter)
                 X = encoder.transform(texts)
@@ -185,7 +192,7 @@ def probe_layers(run: TaskRun, splits: Splits) -> None:
         return {}
 
     keys = [adapter_key(run, view, training, seed) for view in list_tuned_reads(run) if view.model in tuned]
-    scan_keys = [scan_key(run, view) for view in scans]
+    scan_keys = [scan_key(run, view) for view in list_scans(run)]
     key = digest(
         run.record("prepare")["key"], [view.model_dump() for view in list_reads(run)], keys, *scan_keys
     )

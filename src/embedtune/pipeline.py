@@ -207,6 +207,7 @@ def fit(run: TaskRun) -> None:
                     facts = {
                         "cells": {str(seed): one.cells for seed, one in fitted.items()},
                         "calibration": [one.calibration for one in fitted.values()],
+                        "views": first.views,
                     }
             write_predictions(predictions_path(run, arm), splits, by_seed)
             out_of_fold_path(run, arm).unlink(missing_ok=True)

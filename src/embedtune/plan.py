@@ -42,8 +42,9 @@ TUNED_ON: Mapping[str, tuple[str, ...]] = {
     "end-to-end": ("tune", "train"),
 }
 
-#: Automatic layers are this many neighbouring ones.
+#: Automatic layers are this many neighbouring ones, and automatic pooling is one of these.
 N_AUTOMATIC = 5
+SCANNED_POOLINGS = ("mean", "cls", "last", "max")
 
 
 class Training(NamedTuple):
@@ -129,10 +130,11 @@ def _list_reads(run: TaskRun, *, tuned: bool) -> list[TransformerView]:
     asked: dict[TransformerView, set[int] | None] = {}
     for view in run.experiment.embed.views.values():
         if isinstance(view, TransformerView):
-            way = view.model_copy(update={"layers": "all"})
+            read = resolve_view(run, view, tuned=tuned)
+            way = read.model_copy(update={"layers": "all"})
             before = asked.setdefault(way, set())
             probed = run.experiment.compare.probe_layers and view.layers != "auto"
-            layers = None if probed else _layer_numbers(resolve_view(run, view, tuned=tuned).layers)
+            layers = None if probed else _layer_numbers(read.layers)
             asked[way] = None if layers is None or before is None else before | layers
     return [
         way if layers is None else way.model_copy(update={"layers": tuple(sorted(layers))})
@@ -147,13 +149,23 @@ def list_scans(run: TaskRun) -> list[TransformerView]:
     return list(dict.fromkeys(view.model_copy(update={"layers": "all"}) for view in open_views))
 
 
+def find_scan(run: TaskRun, view: TransformerView) -> TransformerView | None:
+    """Return the scan that chose what a resolved view reads, None where its settings name it."""
+    way = view.model_copy(update={"layers": "all"})
+    for scan in list_scans(run):
+        pooling = run.record(scan_step(scan))["result"]["pooling"]
+        if scan.model_copy(update={"pooling": pooling}) == way:
+            return scan
+    return None
+
+
 def list_window(layer: int) -> list[int]:
     """Return the layers that are read where `layer` is the highest of the automatic ones, from the top."""
     return list(range(layer, max(layer - N_AUTOMATIC, -1), -1))
 
 
 def resolve_view(run: TaskRun, view: TransformerView, *, tuned: bool) -> TransformerView:
-    """Return a view with the layers that were chosen in the place of automatic ones.
+    """Return a view with the layers and the pooling that were chosen in the place of automatic ones.
 
     A fine-tuned backbone is read at its last layers: fine-tuning trained the last one to be read, and the folds'
     adapters must be read alike.
@@ -165,11 +177,11 @@ def resolve_view(run: TaskRun, view: TransformerView, *, tuned: bool) -> Transfo
     """
     if view.layers != "auto":
         return view
-    if tuned:
-        layers = list_window(_describe(view).n_layers)
-    else:
-        layers = run.record(scan_step(view), scan_key(run, view))["result"]["layers"]
-    return view.model_copy(update={"layers": tuple(layers)})
+    chosen = {"pooling": view.pooling}
+    if not tuned or view.pooling == "auto":
+        chosen = run.record(scan_step(view), scan_key(run, view))["result"]
+    layers = list_window(_describe(view).n_layers) if tuned else chosen["layers"]
+    return view.model_copy(update={"layers": tuple(layers), "pooling": chosen["pooling"]})
 
 
 def _layer_numbers(layers: str | tuple[int, ...]) -> set[int] | None:

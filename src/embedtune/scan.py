@@ -1,4 +1,4 @@
-"""Automatic layers: all of a backbone's layers, read and probed on some training rows, and the choice recorded.
+"""Automatic layers and pooling: all of a backbone's, read and probed on some training rows, and the choice recorded.
 
 The choice is made inside the train rows, which every arm's head is trained on, so no arm is told more than another.
 """
@@ -19,8 +19,17 @@ from embedtune.embed.checkpoints import name_model
 from embedtune.embed.encoder import TransformerEncoder
 from embedtune.evaluate.cost import measure
 from embedtune.heads.crossfit import subsample_rows
-from embedtune.heads.layerscan import Probe, choose_layer, scan_layers
-from embedtune.plan import N_AUTOMATIC, TaskRun, embed_step, list_scans, list_window, scan_key, scan_step
+from embedtune.heads.layerscan import Probe, choose_reading, scan_layers
+from embedtune.plan import (
+    N_AUTOMATIC,
+    TaskRun,
+    embed_step,
+    find_scan,
+    list_scans,
+    list_window,
+    scan_key,
+    scan_step,
+)
 
 #: Only so many train rows are run through all layers.
 N_PILOT = 2000
@@ -36,12 +45,13 @@ def scan_views(run: TaskRun) -> None:
             encoder = build_encoder(run, view, adapter=None)
             with measure() as cost:
                 probes = _probe(run, splits, encoder, rows)
-            chosen = choose_layer(probes)
+            pooling, layer = choose_reading(probes)
             n_texts = len({splits.texts[i] for i in rows})
             return {
-                "layers": list_window(chosen),
-                "n_layers": len(probes) - 1,
-                "scores": [probe.score for probe in probes],
+                "layers": list_window(layer),
+                "pooling": pooling,
+                "n_layers": len(probes[pooling]) - 1,
+                "scores": {name: [probe.score for probe in found] for name, found in probes.items()},
                 "n_rows": len(rows),
                 "n_texts": n_texts,
                 "seconds": encoder.last_seconds_ if encoder.last_n_computed_ == n_texts else None,
@@ -51,31 +61,37 @@ def scan_views(run: TaskRun) -> None:
         run.folder.run_step(scan_step(view), scan_key(run, view), compute)
 
 
-def draw_curve(run: TaskRun, view: TransformerView, *, adapter: Path | None) -> dict[str, Any]:
+def draw_curves(run: TaskRun, scan: TransformerView, *, adapter: Path | None) -> list[dict[str, Any]]:
     """Return what probes.json says of a scanned view: the recorded scan, or the same of a fine-tuned backbone."""
-    found = run.record(scan_step(view))["result"]
-    curve: dict[str, Any] = {
-        "view": name_model(view.model),
+    found = run.record(scan_step(scan))["result"]
+    shared: dict[str, Any] = {
+        "view": name_model(scan.model),
         "adapter": "frozen",
         "layers": list(range(found["n_layers"] + 1)),
-        "scores": found["scores"],
         "n_together": N_AUTOMATIC,
         "n_rows": found["n_rows"],
     }
     if adapter is None:
-        return {**curve, "chosen": found["layers"]}
+        return [
+            {**shared, "pooling": pooling, "scores": scores}
+            | ({"chosen": found["layers"]} if pooling == found["pooling"] else {})
+            for pooling, scores in found["scores"].items()
+        ]
     splits = run.splits
-    encoder = build_encoder(run, view.model_copy(update={"layers": "all"}), adapter=adapter)
-    probes = _probe(run, splits, encoder, _choose_pilot(run, splits))
-    return {**curve, "adapter": "tuned", "scores": [probe.score for probe in probes]}
+    read = scan.model_copy(update={"layers": "all", "pooling": found["pooling"]})
+    encoder = build_encoder(run, read, adapter=adapter)
+    (probes,) = _probe(run, splits, encoder, _choose_pilot(run, splits)).values()
+    scores = [probe.score for probe in probes]
+    return [{**shared, "adapter": "tuned", "pooling": found["pooling"], "scores": scores}]
 
 
 def read_embed_cost(run: TaskRun, view: TransformerView) -> dict[str, Any]:
     """Return what extraction with a frozen backbone recorded, its scan's time and memory included."""
     record: dict[str, Any] = run.record(embed_step(view))["result"]
-    if embed_step(view) not in {embed_step(scanned) for scanned in list_scans(run)}:
+    found = find_scan(run, view)
+    if found is None:
         return record
-    scan = run.record(scan_step(view))["result"]
+    scan = run.record(scan_step(found))["result"]
     seconds = [record["seconds"], scan["seconds"]]
     peaks = [record["peak_memory_bytes"], scan["peak_memory_bytes"]]
     joules = [record["joules"], scan["joules"]]
@@ -89,11 +105,8 @@ def read_embed_cost(run: TaskRun, view: TransformerView) -> dict[str, Any]:
 
 def count_scanned(run: TaskRun, view: TransformerView) -> int:
     """Return how many distinct texts a scan has read before the view itself is."""
-    scans = {embed_step(scanned): scanned for scanned in list_scans(run)}
-    if embed_step(view) not in scans:
-        return 0
-    n_texts: int = run.record(scan_step(view))["result"]["n_texts"]
-    return n_texts
+    scan = find_scan(run, view)
+    return 0 if scan is None else int(run.record(scan_step(scan))["result"]["n_texts"])
 
 
 def _choose_pilot(run: TaskRun, splits: Splits) -> NDArray[np.int64]:
@@ -105,15 +118,23 @@ def _choose_pilot(run: TaskRun, splits: Splits) -> NDArray[np.int64]:
     return chosen
 
 
-def _probe(run: TaskRun, splits: Splits, encoder: TransformerEncoder, rows: NDArray[np.int64]) -> list[Probe]:
+def _probe(
+    run: TaskRun, splits: Splits, encoder: TransformerEncoder, rows: NDArray[np.int64]
+) -> dict[str, list[Probe]]:
+    """Probe each layer under each pooling that the encoder reads."""
     X = encoder.transform([splits.texts[i] for i in rows])
+    poolings = [encoder.pooling] if isinstance(encoder.pooling, str) else list(encoder.pooling)
+    blocks = np.split(X, len(poolings), axis=1)
     # SciPy's threads mostly wait for each other here: on a busy machine two took fifteen times as long as one
     with threadpool_limits(limits=1):
-        return scan_layers(
-            X,
-            splits.codes[rows],
-            widths=encoder.widths_,
-            n_together=N_AUTOMATIC,
-            groups=np.asarray(splits.groups)[rows],
-            random_state=run.experiment.seeds[0],
-        )
+        return {
+            pooling: scan_layers(
+                block,
+                splits.codes[rows],
+                widths=encoder.widths_[: len(encoder.layers_)],
+                n_together=N_AUTOMATIC,
+                groups=np.asarray(splits.groups)[rows],
+                random_state=run.experiment.seeds[0],
+            )
+            for pooling, block in zip(poolings, blocks, strict=True)
+        }

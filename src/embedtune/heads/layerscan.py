@@ -1,8 +1,8 @@
-"""Which of a backbone's layers to read: a ridge probe of every run of neighbouring ones, and the rule that picks."""
+"""Which of a backbone's layers to read, and how pooled: a ridge probe of each, and the rule that picks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -69,20 +69,29 @@ def scan_layers(
     return probes
 
 
-def choose_layer(probes: Sequence[Probe]) -> int:
-    """Return the lowest layer whose probe is within one standard error of the best one's.
+def choose_reading(probes: Mapping[str, Sequence[Probe]]) -> tuple[str, int]:
+    """Return the pooling and the lowest layer whose probe is within one standard error of the best of all.
 
-    The error is that of the mean difference between the two over the folds, which are the same for all.
+    The error is that of the mean difference between the two over the folds, which are the same for all. Of several
+    poolings at that layer the best one is taken.
+
+    Parameters
+    ----------
+    probes : mapping of str to sequence of Probe
+        By pooling, as `scan_layers` returns them.
 
     References
     ----------
     Breiman et al., "Classification and Regression Trees" (1984), section 3.4.3: the one-standard-error rule.
     """
-    scores = np.array([probe.score for probe in probes])
-    by_fold = np.array([probe.by_fold for probe in probes])
-    gaps = by_fold[scores.argmax()] - by_fold
-    errors = gaps.std(axis=1, ddof=1) / np.sqrt(gaps.shape[1])
-    return int(np.flatnonzero(scores.max() - scores <= errors)[0])
+    names = list(probes)
+    scores = np.array([[probe.score for probe in probes[name]] for name in names])
+    by_fold = np.array([[probe.by_fold for probe in probes[name]] for name in names])
+    gaps = by_fold[np.unravel_index(scores.argmax(), scores.shape)] - by_fold
+    errors = gaps.std(axis=2, ddof=1) / np.sqrt(gaps.shape[2])
+    near = scores.max() - scores <= errors
+    layer = int(np.flatnonzero(near.any(axis=0))[0])
+    return names[int(np.where(near[:, layer], scores[:, layer], -1).argmax())], layer
 
 
 def _multiply(layer: NDArray[np.float32]) -> NDArray[np.float32]:

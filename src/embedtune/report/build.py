@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -108,6 +109,7 @@ def _describe_task(run: RunContent, anchor: str) -> dict[str, Any]:
         "audit": describe_audit(run.audit),
         "trust": _describe_trust(arms.get(str(results.get("best"))) or {}),
         "learning_plot": draw_learning(run.learning),
+        "views": _describe_views(arms, str(results.get("best"))),
         "cascade": results.get("cascade"),
         "cascade_plot": draw_cascade(results.get("cascade")),
         "suspects": run.suspects,
@@ -201,14 +203,18 @@ def draw_differences(comparisons: Sequence[Mapping[str, Any]], *, metric: str = 
 def draw_layers(curves: Mapping[str, Any]) -> list[Markup]:
     """Draw one plot per view: its score by layer, frozen and fine-tuned."""
     by_view: dict[str, list[Curve]] = {}
+    pooled: dict[str, set[str]] = defaultdict(set)
+    for curve in curves.get("curves") or ():
+        pooled[str(curve["view"])].add(str(curve.get("pooling")))
     for curve in curves.get("curves") or ():
         pairs = zip(curve["layers"], curve["scores"], strict=True)
         points = [(layer, 100 * score) for layer, score in pairs if score is not None]
         if points:
             layers, scores = zip(*sorted(points), strict=True)
-            tone = "orange" if curve["adapter"] == "tuned" else "blue"
+            name, is_open = str(curve["adapter"]), len(pooled[str(curve["view"])]) > 1
+            tone = "orange" if name == "tuned" else "grey" if is_open and "chosen" not in curve else "blue"
             by_view.setdefault(str(curve["view"]), []).append(
-                Curve(str(curve["adapter"]), layers, scores, tone)
+                Curve(f"{name}, {curve['pooling']}" if is_open else name, layers, scores, tone)
             )
     metric = name_key(str(curves.get("metric", "macro_f1")))
     return [
@@ -304,12 +310,29 @@ def _describe_trust(arm: Mapping[str, Any]) -> dict[str, Any]:
     return {"plots": plots, "calibration": arm.get("calibration"), "sets": sets, "abstention": abstention}
 
 
+def _describe_views(arms: Mapping[str, Any], best: str) -> dict[str, Any]:
+    """Describe what each view brought to a stack, in the best arm or in the first that has one; empty without."""
+    name = next((name for name in (best, *arms) if arms.get(name, {}).get("views")), None)
+    if name is None:
+        return {}
+    rows = [
+        {
+            "view": step["view"],
+            "taken": step["taken"],
+            "macro_f1": _format_score(step["macro_f1"], 100, 1),
+            "log_loss": _format_score(step["log_loss"], 1, 3),
+        }
+        for step in arms[name]["views"]
+    ]
+    return {"arm": name, "rows": rows}
+
+
 def _describe_choice(curve: Mapping[str, Any]) -> str:
     layers = curve["chosen"]
     read = f"layers {layers[-1]} to {layers[0]}" if len(layers) > 1 else f"layer {layers[0]}"
     return (
-        f"{curve['view']}: {read} of {curve['layers'][-1]} are read by the frozen arms, chosen on "
-        f"{curve['n_rows']:,} train rows. Each point of its plot reads a layer and those just below it, "
+        f"{curve['view']}: {read} of {curve['layers'][-1]} are read by the frozen arms, pooling {curve['pooling']}, "
+        f"chosen on {curve['n_rows']:,} train rows. Each point of its plot reads a layer and those just below it, "
         f"{curve['n_together']} together; the lowest within one standard error of the best was taken."
     )
 
