@@ -9,7 +9,7 @@ from typing import Any
 from sklearn.base import clone
 
 from embedtune.classifier import EmbedClassifier
-from embedtune.config import LexicalView, StaticView, TransformerView
+from embedtune.config import FinetuneSettings, LexicalView, StaticView, TransformerView
 from embedtune.embed.crossfitted import CrossFittedEncoder
 from embedtune.embed.encoder import TransformerEncoder
 from embedtune.embed.lexical import LexicalEncoder
@@ -128,9 +128,8 @@ def name_readings(run: TaskRun) -> dict[str, str]:
     }
 
 
-def list_tuning_arguments(run: TaskRun, view: TransformerView) -> dict[str, Any]:
+def list_tuning_arguments(run: TaskRun, view: TransformerView, settings: FinetuneSettings) -> dict[str, Any]:
     """Return `fine_tune`'s arguments that the settings and the view of a backbone give, by name."""
-    settings = run.experiment.finetune.of(view.model).model_dump(exclude_none=True)
     return {
         "pooling": view.pooling,
         "prefix": view.prefix,
@@ -138,7 +137,7 @@ def list_tuning_arguments(run: TaskRun, view: TransformerView) -> dict[str, Any]
         "revision": view.revision,
         "trust_remote_code": view.trust_remote_code,
         "device": run.experiment.embed.device,
-        **settings,
+        **settings.model_dump(exclude_none=True),
     }
 
 

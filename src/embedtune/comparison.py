@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from embedtune.assemble import name_readings
 from embedtune.config import TransformerView
+from embedtune.embed.checkpoints import name_model
 from embedtune.evaluate.arms import ARMS, compare_arms, score_arm, write_verdict
 from embedtune.evaluate.selective import (
     measure_reliability,
@@ -30,6 +31,7 @@ from embedtune.plan import (
     list_tuned_reads,
     list_views,
     predictions_path,
+    search_step,
 )
 from embedtune.predictions import read_predictions
 from embedtune.results import describe_environment, sum_costs
@@ -104,6 +106,7 @@ def write_results(run: TaskRun) -> dict[str, Any]:
         }
         if "floor" in arms and best != "floor"
         else None,
+        "search": _describe_searches(run),
         "suspects": (run.folder.read_record(SUSPECTS_STEP) or {}).get("result"),
         "automatic_layers": {name: list(view.layers) for name, view in chosen.items()},
         "automatic_pooling": {
@@ -142,8 +145,23 @@ def _cost(run: TaskRun, arm: str) -> dict[str, Any]:
         for training in list_trainings(run, arm)
     ]
     tuned = [run.record(step)["result"] for step in steps]
+    if run.experiment.finetune.budget is not None:
+        searches = [run.record(search_step(view.model))["result"] for view in list_tuned_reads(run, arm)]
+        tuned += [{**found, "trained_parameters": 0, "total_parameters": 0} for found in searches]
     read = [run.record(step.replace("finetune.", "embed-tuned.", 1))["result"] for step in steps]
     return sum_costs(fit=fitted, embed=read, finetune=tuned, n_seeds=len(run.experiment.seeds))
+
+
+def _describe_searches(run: TaskRun) -> dict[str, Any]:
+    """Return what the search of each backbone's fine-tuning settings found; empty without a budget."""
+    if run.experiment.finetune.budget is None:
+        return {}
+    shown = ("settings", "macro_f1", "given_macro_f1", "seconds")
+    found = {view.model: run.record(search_step(view.model))["result"] for view in list_tuned_reads(run)}
+    return {
+        name_model(model): {**{name: one[name] for name in shown}, "n_trials": len(one["trials"])}
+        for model, one in found.items()
+    }
 
 
 def _judge_probabilities(

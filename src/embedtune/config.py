@@ -5,12 +5,14 @@ Defaults live here only. Library classes take flat arguments; `pipeline` hands t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PositiveFloat,
@@ -151,20 +153,35 @@ class FinetuneSettings(_Part):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
 
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+
+def _read_duration(value: Any) -> Any:
+    """Return the seconds of a duration such as ``10m``; a number is left as it is."""
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh])\s*", value)
+    if found is None:
+        raise ValueError(f"'{value}' is no duration: give seconds, or a time such as 90s, 10m or 1h")
+    return float(found[1]) * _SECONDS[found[2]]
+
+
 class FinetuneConfig(FinetuneSettings):
     """How backbones are fine-tuned.
 
     `backbones` names models of the views, or is ``"all"``; `by_backbone` holds, by model, what differs for it. The arm
-    tuned+ fine-tunes each backbone `n_folds` times.
+    tuned+ fine-tunes each backbone `n_folds` times. With a `budget`, in seconds or as in ``10m``, each backbone's
+    learning rate, epochs and batch size are first sought inside the tune rows for so long.
     """
 
     backbones: Literal["all"] | tuple[str, ...] = "all"
     by_backbone: dict[str, dict[str, Any]] = {}
     n_folds: int = Field(default=3, ge=2)
+    budget: Annotated[PositiveFloat, BeforeValidator(_read_duration)] | None = None
 
     def of(self, model: str) -> FinetuneSettings:
         """Return the settings of one backbone."""
-        shared = self.model_dump(exclude={"backbones", "by_backbone", "n_folds"})
+        shared = self.model_dump(exclude={"backbones", "by_backbone", "n_folds", "budget"})
         return FinetuneSettings.model_validate({**shared, **self.by_backbone.get(model, {})})
 
 
@@ -366,6 +383,18 @@ class Experiment(_Part):
                 "them are tuned by instruction, which trains none: leave the arm out, or set the objective of one "
                 "backbone to classification"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_budget(self) -> Experiment:
+        models = {view.model for view in self.embed.views.values() if isinstance(view, TransformerView)}
+        tuned = models if self.finetune.backbones == "all" else set(self.finetune.backbones)
+        for model in sorted(tuned) if self.finetune.budget is not None else []:
+            if self.finetune.of(model).objective == "instruction":
+                raise ValueError(
+                    f"finetune.budget is {self.finetune.budget:g} and {model} is tuned by instruction, which has no "
+                    "validation part to search on: leave budget out, or set its objective to classification"
+                )
         return self
 
     @model_validator(mode="after")

@@ -17,7 +17,7 @@ from embedtune.data.splits import Splits
 from embedtune.evaluate.metrics import compute_metrics
 from embedtune.files import write_json
 from embedtune.finetune.train import fine_tune
-from embedtune.plan import TaskRun, arm_key, list_tuned_reads
+from embedtune.plan import TaskRun, arm_key, list_tuned_reads, resolve_settings
 from embedtune.progress import track
 from embedtune.runfolder import digest
 
@@ -89,7 +89,7 @@ def _tune(
     run: TaskRun, splits: Splits, texts: list[str], labels: list[str], seed: int, place: Path
 ) -> EmbedClassifier:
     view: TransformerView = list_tuned_reads(run, "end-to-end")[0]
-    arguments = list_tuning_arguments(run, view)
+    arguments = list_tuning_arguments(run, view, resolve_settings(run, view))
     steps = math.ceil(len(texts) / arguments["batch_size"])
     epochs = max(arguments["epochs"], math.ceil(MIN_STEPS / steps))
     tuned = fine_tune(

@@ -23,17 +23,18 @@ from embedtune.assemble import (
     list_tuning_arguments,
 )
 from embedtune.comparison import write_results
-from embedtune.config import TransformerView
+from embedtune.config import FinetuneSettings, TransformerView
 from embedtune.curve import trace_curve
 from embedtune.data.corrections import correct_labels
 from embedtune.data.prepare import fingerprint, prepare_splits
 from embedtune.data.sources import load_dataset
-from embedtune.data.splits import write_splits
+from embedtune.data.splits import Splits, write_splits
 from embedtune.embed.backbone import describe_backbone
 from embedtune.embed.checkpoints import hash_file
 from embedtune.embed.precision import resolve_device
 from embedtune.evaluate.cost import measure
 from embedtune.files import link_or_copy, replace_dir
+from embedtune.finetune.search import search_settings
 from embedtune.finetune.settings import check_requirements
 from embedtune.finetune.train import fine_tune, resolve_training_precision
 from embedtune.finetune.trunk import release_trunks
@@ -58,6 +59,10 @@ from embedtune.plan import (
     list_tuned_reads,
     out_of_fold_path,
     predictions_path,
+    resolve_settings,
+    search_dir,
+    search_key,
+    search_step,
     split_folds,
 )  # fmt: skip
 from embedtune.predictions import write_out_of_fold, write_predictions
@@ -120,6 +125,9 @@ def finetune(run: TaskRun) -> None:
     for view in list_tuned_reads(run):
         shared = list_trunk_parts(run, view.model)
         trunk_texts = [splits.texts[i] for i in splits.rows(*shared)] if shared else None
+        if run.experiment.finetune.budget is not None:
+            _search_settings(run, splits, view, trunk_texts)
+        settings = resolve_settings(run, view)
         for seed in run.experiment.seeds:
             for training in list_trainings(run, model=view.model):
                 adapter = adapter_dir(run, view.model, training, seed)
@@ -130,6 +138,7 @@ def finetune(run: TaskRun) -> None:
                     training: Training = training,
                     adapter: Path = adapter,
                     trunk_texts: list[str] | None = trunk_texts,
+                    settings: FinetuneSettings = settings,
                 ) -> dict[str, Any]:
                     fold = training.fold
                     rows: Any = splits.rows(*training.parts) if fold is None else folds(seed)[fold][0]
@@ -144,7 +153,7 @@ def finetune(run: TaskRun) -> None:
                             seed=seed,
                             trunk_texts=trunk_texts,
                             replace=True,
-                            **list_tuning_arguments(run, view),
+                            **list_tuning_arguments(run, view, settings),
                         )
                     return {
                         "seconds": tuned.seconds,
@@ -159,6 +168,38 @@ def finetune(run: TaskRun) -> None:
                 key = adapter_key(run, view, training, seed)
                 run.folder.run_step(step, key, compute, outputs=[adapter / "finetune.json"])
         release_trunks()
+
+
+def _search_settings(
+    run: TaskRun, splits: Splits, view: TransformerView, trunk_texts: list[str] | None
+) -> None:
+    """Seek a backbone's fine-tuning settings inside the tune rows, and record them."""
+    folder, key = search_dir(run, view.model), search_key(run, view)
+    rows: Any = splits.rows("tune")
+    budget = run.experiment.finetune.budget
+    assert budget is not None
+
+    def compute() -> dict[str, Any]:
+        for old in folder.glob("*"):
+            if old.name != key:
+                shutil.rmtree(old)
+        with measure() as cost:
+            found = search_settings(
+                view.model,
+                [splits.texts[i] for i in rows],
+                labels=splits.codes[rows],
+                label_names=splits.label_names,
+                groups=np.asarray(splits.groups)[rows],
+                output_dir=folder / key,
+                budget=budget,
+                seed=run.experiment.seeds[0],
+                trunk_texts=trunk_texts,
+                **list_tuning_arguments(run, view, run.experiment.finetune.of(view.model)),
+            )
+        return {**found._asdict(), **cost.as_record()}
+
+    result = run.folder.run_step(search_step(view.model), key, compute)
+    log.info("%s: settings found for %s: %s", run.task, view.model, result["settings"])
 
 
 def _drop_old_folds(run: TaskRun) -> None:

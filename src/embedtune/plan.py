@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from embedtune.config import Experiment, SourceConfig, TransformerView, View
+from embedtune.config import Experiment, FinetuneSettings, SourceConfig, TransformerView, View
 from embedtune.data.splits import Splits, read_splits
 from embedtune.embed.checkpoints import name_model
 from embedtune.errors import DataError, RunFolderError
@@ -248,6 +248,37 @@ def split_folds(run: TaskRun, splits: Splits, seed: int) -> list[tuple[NDArray[n
     return [(rows[seen], rows[unseen]) for seen, unseen in folds]
 
 
+def search_step(model: str) -> str:
+    return f"finetune.{_slug(model)}.search"
+
+
+def search_dir(run: TaskRun, model: str) -> Path:
+    return run.path / "adapters" / _slug(model) / "search"
+
+
+def search_key(run: TaskRun, view: TransformerView) -> str:
+    """Digest what a search of a backbone's settings depends on; `view` is one of `list_tuned_reads`."""
+    settings = run.experiment.finetune.of(view.model).model_dump()
+    way = view.model_dump(exclude={"layers", "precision"})
+    budget, trunk = run.experiment.finetune.budget, list_trunk_parts(run, view.model)
+    return digest(run.record("prepare")["key"], settings, way, budget, run.experiment.seeds[0], trunk)
+
+
+def resolve_settings(run: TaskRun, view: TransformerView) -> FinetuneSettings:
+    """Return how a backbone is fine-tuned, with the settings that a search found where there was one.
+
+    Raises
+    ------
+    RunFolderError
+        If the finetune stage, which searches, hasn't been done with the present settings.
+    """
+    settings = run.experiment.finetune.of(view.model)
+    if run.experiment.finetune.budget is None:
+        return settings
+    found = run.record(search_step(view.model), search_key(run, view))["result"]
+    return settings.model_copy(update=found["settings"])
+
+
 def _slug(model: str) -> str:
     return name_model(model).replace("/", "--")
 
@@ -292,7 +323,7 @@ def list_trunk_parts(run: TaskRun, model: str) -> list[str]:
 
 
 def adapter_key(run: TaskRun, view: TransformerView, training: Training, seed: int) -> str:
-    settings = run.experiment.finetune.of(view.model).model_dump()
+    settings = resolve_settings(run, view).model_dump()
     way = view.model_dump(exclude={"layers", "precision"})  # of reading; training's own is in the settings
     fold = [] if training.fold is None else [training.fold, run.experiment.finetune.n_folds]
     trunk = list_trunk_parts(run, view.model)

@@ -87,10 +87,11 @@ def train_classifier(
     device: str,
     precision: str,
     description: str,
+    on_epoch: Callable[[checkpoints.Epoch], None] | None = None,
 ) -> Trained:
     """Train in place, going on from the last complete checkpoint in `folder`, and load the best epoch's weights.
 
-    Without a validation part all epochs are run and the last one's weights stay.
+    Without a validation part all epochs are run and the last one's weights stay. `on_epoch` is told each evaluation.
     """
     sampler = EpochBatches(rows.tokens.lengths[training], batch_size=settings.batch_size, seed=settings.seed)
     n_steps = len(sampler) * settings.epochs
@@ -98,7 +99,15 @@ def train_classifier(
         arguments = make_arguments(settings, folder, n_steps=n_steps, device=device, precision=precision)
         last = checkpoints.find_last(folder)
         with track(description, n_steps, unit="steps") as bar:
-            steering = Steering(sampler, folder, settings, evaluates=len(validation) > 0, bar=bar, last=last)
+            steering = Steering(
+                sampler,
+                folder,
+                settings,
+                evaluates=len(validation) > 0,
+                bar=bar,
+                last=last,
+                on_epoch=on_epoch,
+            )
             trainer = ClassifierTrainer(
                 model,
                 arguments,
@@ -224,8 +233,9 @@ class Steering(TrainerCallback):
         evaluates: bool,
         bar: Bar,
         last: Path | None,
+        on_epoch: Callable[[checkpoints.Epoch], None] | None = None,
     ) -> None:
-        self.sampler, self.folder, self.settings = sampler, folder, settings
+        self.sampler, self.folder, self.settings, self.on_epoch = sampler, folder, settings, on_epoch
         self.evaluates, self.bar = evaluates, bar
         self._seconds_before = checkpoints.read_seconds(last) if last else 0.0
         self._started = time.perf_counter()
@@ -268,8 +278,10 @@ class Steering(TrainerCallback):
         control.should_save = True
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop where validation no longer improves."""
+        """Tell who asked, and stop where validation no longer improves."""
         epochs = checkpoints.read_epochs(state.log_history)
+        if self.on_epoch is not None:
+            self.on_epoch(epochs[-1])
         if checkpoints.has_stalled(epochs, patience=self.settings.patience):
             control.should_training_stop = True
 

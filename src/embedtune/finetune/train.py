@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from embedtune.embed.quiet import hush_libraries
 from embedtune.embed.tokens import pick_pad_id, tokenize
 from embedtune.errors import ConfigError, DataError
 from embedtune.finetune import saved
-from embedtune.finetune.checkpoints import open_checkpoints
+from embedtune.finetune.checkpoints import Epoch, open_checkpoints
 from embedtune.finetune.folder import CHECKPOINTS, LOGS, hold_folder, publish, read_finished
 from embedtune.finetune.instruction import tune_by_instruction
 from embedtune.finetune.loop import Rows, Trained, train_classifier
@@ -73,6 +73,7 @@ def fine_tune(
     trust_remote_code: bool = False,
     trunk_texts: Sequence[str] | None = None,
     replace: bool = False,
+    on_epoch: Callable[[Epoch], None] | None = None,
 ) -> FineTuned:
     """Fine-tune a backbone on labelled texts.
 
@@ -148,6 +149,9 @@ def fine_tune(
         share the trunk, `texts` among them. By default `texts`.
     replace : bool
         Let this fine-tuning take the place of one that finished with other arguments.
+    on_epoch : callable, optional
+        Called after each epoch with its evaluation on the validation part; what it raises stops the training, and is
+        raised here.
 
     Returns
     -------
@@ -232,7 +236,9 @@ def fine_tune(
             if objective == "instruction":
                 tune_by_instruction(description, settings, texts, y, **options)
             else:
-                _fit(description, settings, texts, y, groups, trunk_texts=shared, **options)
+                _fit(
+                    description, settings, texts, y, groups, trunk_texts=shared, on_epoch=on_epoch, **options
+                )
         shutil.rmtree(folder / CHECKPOINTS)
     return read_finetuned(folder)
 
@@ -270,6 +276,7 @@ def _fit(
     groups: Sequence[Hashable] | None,
     *,
     trunk_texts: list[str] | None,
+    on_epoch: Callable[[Epoch], None] | None,
     folder: Path,
     facts: dict[str, Any],
     trust_remote_code: bool,
@@ -322,6 +329,7 @@ def _fit(
             device=device,
             precision=precision,
             description=f"fine-tune {description.model_id}",
+            on_epoch=on_epoch,
         )
     trained = trained._replace(seconds=trained.seconds + trunk_seconds)
     found = {

@@ -110,6 +110,10 @@ def _describe_task(run: RunContent, anchor: str) -> dict[str, Any]:
         "trust": _describe_trust(arms.get(str(results.get("best"))) or {}),
         "learning_plot": draw_learning(run.learning),
         "views": _describe_views(arms, str(results.get("best"))),
+        "searches": [
+            {"model": model, **found, "gain": 100 * (found["macro_f1"] - found["given_macro_f1"])}
+            for model, found in (results.get("search") or {}).items()
+        ],
         "cascade": results.get("cascade"),
         "cascade_plot": draw_cascade(results.get("cascade")),
         "suspects": run.suspects,
