@@ -11,9 +11,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from embedtune import TransformerEncoder, load_bundle, pipeline
+from embedtune import EmbedClassifier, TransformerEncoder, load_bundle, pipeline
 from embedtune.data.splits import read_splits
 from embedtune.embed.crossfitted import CrossFittedEncoder
+from embedtune.finetune.saved import read_finetuned
+from embedtune.heads.calibration import Calibrator
 from embedtune.results import sum_costs
 from run_cases import write_recipe, write_rows
 from test_run import call, list_times
@@ -143,6 +145,59 @@ def test_parameters_are_summed_over_folds_and_backbones_but_not_over_seeds() -> 
     )
 
 
+def test_folds_calibrate_the_end_to_end_arm(spied: tuple[Path, Spy]) -> None:
+    """What the folds' own heads say of the rows they haven't seen is what the calibrator learned from."""
+    out = spied[0]
+    splits = read_splits(out / "data")
+    calibrator = load_bundle(out / "arms" / "end-to-end").calibrator_
+    assert calibrator is not None
+    rows = splits.rows("tune", "train")
+    assert len(calibrator.conformity_) == len(rows)
+    folds = load_bundle(out / "arms" / "tuned+").views_[0][1].encoders
+    raw = np.zeros((len(rows), len(splits.label_names)))
+    for path, encoder in zip(sorted(out.glob("adapters/*/*-fold*")), folds, strict=True):
+        tuned = read_finetuned(path)
+        seen = spied[1].trained[str(path)]
+        unseen = [i for i, row in enumerate(rows) if splits.texts[row] not in seen]
+        own = EmbedClassifier.from_finetuned(
+            encoder.set_params(layers=(-1,)),
+            weight=tuned.head_weight,
+            bias=tuned.head_bias,
+            labels=tuned.label_names,
+        )
+        raw[unseen] = own.predict_proba([splits.texts[rows[i]] for i in unseen])
+    y = splits.codes[rows]
+    groups = np.unique(np.asarray(splits.groups)[rows], return_inverse=True)[1]
+    again = Calibrator(random_state=0).fit(raw, y, groups)
+    np.testing.assert_allclose(again.conformity_, calibrator.conformity_, atol=2e-3)
+    table = pq.read_table(out / "predictions" / "out-of-fold" / "end-to-end.parquet")
+    assert table["row_id"].to_pylist() == [splits.row_ids[row] for row in rows]
+    arm = json.loads((out / "results.json").read_text())["arms"]["end-to-end"]
+    assert arm["calibration"]["method"] == calibrator.method_
+    assert arm["sets"]["covered"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("arms", "more", "n_rows"),
+    [
+        ("[frozen+,tuned,end-to-end]", [], "train"),
+        ("[frozen+,end-to-end]", [], None),
+        ("[tuned,end-to-end]", ["fit.calibration=none"], None),
+    ],
+)
+def test_end_to_end_is_calibrated_by_what_the_run_has(
+    recipe: Path, tmp_path: Path, arms: str, more: list[str], n_rows: str | None
+) -> None:
+    out = tmp_path / "run"
+    settings = [f"compare.arms={arms}", "finetune.epochs=1", *more]
+    assert call("run", recipe, "--out", out, *settings).exit_code == 0
+    calibrator = load_bundle(out / "arms" / "end-to-end").calibrator_
+    if n_rows is None:
+        assert calibrator is None
+    else:
+        assert len(calibrator.conformity_) == len(read_splits(out / "data").rows(n_rows))
+
+
 def test_second_call_trains_nothing(recipe: Path, spied: tuple[Path, Spy]) -> None:
     before = list_times(spied[0])
     assert call("run", recipe, "--out", spied[0], *SETTINGS).exit_code == 0
@@ -160,7 +215,7 @@ def test_lost_fold_is_trained_again_alone(recipe: Path, spied: tuple[Path, Spy],
     assert [Path(path).name for path in spy.trained] == ["tune+train-fold1-seed0"]
 
 
-def test_changed_number_of_folds_redoes_this_arm_only(
+def test_changed_number_of_folds_redoes_what_reads_the_folds_only(
     recipe: Path, spied: tuple[Path, Spy], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -171,7 +226,8 @@ def test_changed_number_of_folds_redoes_this_arm_only(
     assert "fit.tuned+.json" in changed
     assert all(
         "-fold" in name
-        or name.split(".json")[0] in ("fit.tuned+", "fit.suspects", "compare", "report", "bundle")
+        or name.split(".json")[0]
+        in ("fit.tuned+", "fit.end-to-end", "fit.suspects", "compare", "report", "bundle")
         for name in changed
     )
     assert sorted(path.name for path in out.glob("adapters/*/*")) == [

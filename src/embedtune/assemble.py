@@ -32,7 +32,7 @@ from embedtune.prompt.classifier import PromptClassifier
 
 
 def build_classifier(run: TaskRun, arm: str, seed: int) -> EmbedClassifier:
-    """Return an arm's classifier: ready to be fitted, or, for the end-to-end arm, as fine-tuning left it."""
+    """Return the classifier of an arm with a head of its own, ready to be fitted."""
     settings = run.experiment.fit
     options: dict[str, Any] = {
         "class_weight": settings.class_weight,
@@ -41,8 +41,6 @@ def build_classifier(run: TaskRun, arm: str, seed: int) -> EmbedClassifier:
     }
     if arm == "floor":
         return EmbedClassifier([("lexical", LexicalEncoder())], "logistic", **options)
-    if arm == "end-to-end":
-        return _build_end_to_end(run, seed)
     tuned = {view.model for view in list_tuned_reads(run)} if arm in TUNED_ON else set()
     folds = _number_folds(run, seed) if arm == "tuned+" else {}
     views: list[tuple[str, Any]] = []
@@ -70,14 +68,18 @@ def _number_folds(run: TaskRun, seed: int) -> dict[str, int]:
     return {splits.texts[i]: fold for fold, (_, unseen) in enumerate(folds) for i in unseen}
 
 
-def _build_end_to_end(run: TaskRun, seed: int) -> EmbedClassifier:
-    """Return the fine-tuned backbone that did best on its validation rows, with its own head."""
+def choose_end_to_end(run: TaskRun, seed: int) -> TransformerView:
+    """Return the view whose fine-tuned backbone did best on its validation rows."""
     training = Training(TUNED_ON["end-to-end"])
 
     def validated(view: TransformerView) -> float:
         return run.record(adapter_step(view.model, training, seed))["result"]["validation_macro_f1"] or 0.0
 
-    view = max(list_tuned_reads(run, "end-to-end"), key=validated)
+    return max(list_tuned_reads(run, "end-to-end"), key=validated)
+
+
+def read_end_to_end(run: TaskRun, view: TransformerView, training: Training, seed: int) -> EmbedClassifier:
+    """Return a fine-tuned backbone with its own head, as fine-tuning left them."""
     adapter = adapter_dir(run, view.model, training, seed)
     encoder = build_encoder(run, view.model_copy(update={"layers": (-1,)}), adapter=adapter)
     tuned = read_finetuned(adapter)

@@ -8,11 +8,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from embedtune.assemble import build_classifier, build_encoder, build_prompt_classifier, read_at_test_length
+from embedtune.assemble import (
+    build_classifier,
+    build_encoder,
+    build_prompt_classifier,
+    choose_end_to_end,
+    read_at_test_length,
+    read_end_to_end,
+)
 from embedtune.classifier import EmbedClassifier
 from embedtune.data.splits import Splits
 from embedtune.embed.checkpoints import name_model
 from embedtune.files import write_json
+from embedtune.heads.calibration import Calibrator
 from embedtune.heads.probe import probe_blocks
 from embedtune.plan import (
     ARM_ROWS,
@@ -29,6 +37,7 @@ from embedtune.plan import (
     list_scans,
     list_trainings,
     list_tuned_reads,
+    list_witnesses,
     scan_key,
 )
 from embedtune.runfolder import digest
@@ -78,8 +87,10 @@ def fit_arm(run: TaskRun, splits: Splits, arm: str, seed: int) -> FittedArm:
     if arm == "majority":
         shares = np.bincount(splits.codes[rows], minlength=len(splits.label_names)) / len(rows)
         return FittedArm(np.tile(shares, (len(test), 1)), [], None, None, [])
-    classifier = build_classifier(run, arm, seed)
-    if arm != "end-to-end":
+    if arm == "end-to-end":
+        classifier = _open_end_to_end(run, splits, seed)
+    else:
+        classifier = build_classifier(run, arm, seed)
         chooses_on_test = arm != "floor" and run.experiment.fit.choose_rows == "test"
         classifier.fit(
             *_take(splits, rows),
@@ -97,6 +108,29 @@ def fit_arm(run: TaskRun, splits: Splits, arm: str, seed: int) -> FittedArm:
         classifier.out_of_fold_,
         classifier.selection_,
     )
+
+
+def _open_end_to_end(run: TaskRun, splits: Splits, seed: int) -> EmbedClassifier:
+    """Return the end-to-end classifier, calibrated where the run has fine-tunings that left training rows unseen."""
+    view = choose_end_to_end(run, seed)
+    classifier = read_end_to_end(run, view, Training(TUNED_ON["end-to-end"]), seed)
+    witnesses = list_witnesses(run, splits, view, seed)
+    if not witnesses:
+        return classifier
+    rows = np.concatenate([unseen for _, unseen in witnesses])
+    opinions = [
+        read_end_to_end(run, view, training, seed).predict_proba(_take(splits, unseen)[0])
+        for training, unseen in witnesses
+    ]
+    order = np.argsort(rows)
+    rows, raw = rows[order], np.concatenate(opinions)[order]
+    codes = np.searchsorted(classifier.classes_, np.array(splits.labels)[rows])
+    groups = np.unique(np.asarray(splits.groups)[rows], return_inverse=True)[1]
+    calibrator = Calibrator(run.experiment.fit.calibration, random_state=seed)
+    found = calibrator.fit_transform(raw, codes, groups)
+    calibrated = EmbedClassifier.from_fitted(classifier.views_, classifier.head_, calibrator)
+    calibrated.out_of_fold_ = found if len(rows) == len(splits.rows(*TUNED_ON["end-to-end"])) else None
+    return calibrated
 
 
 def _describe_calibration(run: TaskRun, classifier: EmbedClassifier) -> dict[str, Any] | None:

@@ -279,6 +279,31 @@ def resolve_settings(run: TaskRun, view: TransformerView) -> FinetuneSettings:
     return settings.model_copy(update=found["settings"])
 
 
+def name_witness(run: TaskRun, model: str) -> str | None:
+    """Return the arm whose fine-tunings of a backbone tell what the end-to-end arm's probabilities are worth.
+
+    They left training rows unseen: `tuned+` all of them, fold by fold, `tuned` the train rows.
+    """
+    if run.experiment.fit.calibration == "none":
+        return None
+    arms = [arm for arm in ("tuned+", "tuned") if arm in run.experiment.compare.arms]
+    serves = run.experiment.finetune.of(model).objective == "classification"
+    return arms[0] if arms and serves else None
+
+
+def list_witnesses(
+    run: TaskRun, splits: Splits, view: TransformerView, seed: int
+) -> list[tuple[Training, NDArray[np.int64]]]:
+    """Return the fine-tunings that `name_witness` names, each with the training rows it hasn't seen."""
+    arm = name_witness(run, view.model)
+    if arm is None:
+        return []
+    if arm == "tuned":
+        return [(Training(TUNED_ON[arm]), splits.rows("train"))]
+    folds = split_folds(run, splits, seed)
+    return [(Training(TUNED_ON[arm], fold), unseen) for fold, (_, unseen) in enumerate(folds)]
+
+
 def _slug(model: str) -> str:
     return name_model(model).replace("/", "--")
 
@@ -344,15 +369,21 @@ def arm_key(run: TaskRun, arm: str) -> str:
         parts.append([[name, view.model_dump()] for name, view in list_views(run, arm)])
         parts.append([experiment.embed.precision, experiment.embed.backend, experiment.embed.device])
     if ARMS[arm].backbones == "tuned":
-        parts.append(
-            [
-                adapter_key(run, view, training, seed)
-                for view in list_tuned_reads(run, arm)
-                for seed in experiment.seeds
-                for training in list_trainings(run, arm)
-            ]
-        )
+        parts.append(_list_adapter_keys(run, arm))
+    if arm == "end-to-end":
+        witnesses = [name_witness(run, view.model) for view in list_tuned_reads(run, arm)]
+        parts.append([experiment.fit.calibration, experiment.fit.coverage, witnesses])
+        parts += [_list_adapter_keys(run, witness) for witness in dict.fromkeys(witnesses) if witness]
     return digest(*parts)
+
+
+def _list_adapter_keys(run: TaskRun, arm: str) -> list[str]:
+    return [
+        adapter_key(run, view, training, seed)
+        for view in list_tuned_reads(run, arm)
+        for seed in run.experiment.seeds
+        for training in list_trainings(run, arm)
+    ]
 
 
 def list_views(run: TaskRun, arm: str) -> list[tuple[str, View]]:
