@@ -106,6 +106,7 @@ def _write_predictions(
     columns: dict[str, Any] = {
         "row_id": np.tile(np.arange(n) + first_row, n_seeds),
         "label": [labels[i] for i in np.tile(y, n_seeds)],
+        "predicted": [labels[i] for i in probabilities.argmax(axis=2).ravel()],
         "seed": np.repeat(np.arange(n_seeds), n),
     }
     for i, label in enumerate(labels):

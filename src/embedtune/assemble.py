@@ -37,6 +37,7 @@ def build_classifier(run: TaskRun, arm: str, seed: int) -> EmbedClassifier:
     options: dict[str, Any] = {
         "class_weight": settings.class_weight,
         "calibration": settings.calibration,
+        "decision": settings.decision,
         "random_state": seed,
     }
     if arm == "floor":
@@ -118,7 +119,9 @@ def read_at_test_length(run: TaskRun, classifier: EmbedClassifier) -> EmbedClass
             for one in encoder.encoders if isinstance(encoder, CrossFittedEncoder) else [encoder]:
                 one.set_params(max_length=view.test_max_length)
         views.append((name, encoder))
-    return EmbedClassifier.from_fitted(views, classifier.head_, classifier.calibrator_)
+    return EmbedClassifier.from_fitted(
+        views, classifier.head_, classifier.calibrator_, classifier.decision_weights_
+    )
 
 
 def name_readings(run: TaskRun) -> dict[str, str]:

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 import embedtune
@@ -56,6 +58,8 @@ class BundleParts:
         The head's classes, in its order.
     calibrator : Calibrator or None
         Fitted, on the head's probabilities.
+    decision_weights : ndarray of shape (n_labels,) or None
+        What probabilities are multiplied by before the highest names the label.
     notes : mapping
         JSON-able facts kept with it: the run's task, arm, figures.
     """
@@ -64,6 +68,7 @@ class BundleParts:
     head: Any
     labels: Sequence[str]
     calibrator: Any = None
+    decision_weights: NDArray[np.float64] | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -91,6 +96,7 @@ def write_bundle(parts: BundleParts, path: str | Path) -> Path:
             "embedtune": embedtune.__version__,
             "labels": [_plain(label) for label in parts.labels],
             "views": views,
+            "decision_weights": None if parts.decision_weights is None else parts.decision_weights.tolist(),
             "head": {"kind": type(parts.head).__name__, "file": "head.skops"},
             "notes": dict(parts.notes),
             "files": files,
@@ -128,7 +134,15 @@ def read_bundle(path: str | Path, *, store: Any = None, device: str = "auto") ->
     views = [(view["name"], _read_view(view, path, store=store, device=device)) for view in manifest["views"]]
     head = _load_skops(path / manifest["head"]["file"])
     calibrator = _load_skops(path / CALIBRATOR) if CALIBRATOR in manifest["files"] else None
-    return BundleParts(views, head, manifest["labels"], calibrator, manifest["notes"])
+    weights = manifest.get("decision_weights")
+    return BundleParts(
+        views,
+        head,
+        manifest["labels"],
+        calibrator=calibrator,
+        decision_weights=None if weights is None else np.array(weights),
+        notes=manifest["notes"],
+    )
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -19,9 +19,10 @@ from embedtune.embed.encoder import TransformerEncoder
 from embedtune.embed.lexical import LexicalEncoder
 from embedtune.embed.static import StaticEncoder
 from embedtune.embed.texts import check_texts
-from embedtune.errors import ConfigError, DataError
+from embedtune.errors import ConfigError, DataError, suggest_nearest
 from embedtune.heads.auto import AutoHead
 from embedtune.heads.calibration import Calibrator, Method, find_sets
+from embedtune.heads.decision import DECISIONS, Decision, choose_weights, decide
 from embedtune.heads.linear import SoftmaxHead
 from embedtune.heads.stack import StackHead
 from embedtune.heads.table import make_head
@@ -47,6 +48,9 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     calibration : {"auto", "temperature", "isotonic", "none"}
         How a named head's probabilities are calibrated on out-of-fold training rows; see `Calibrator`. With ``"none"``
         there are no prediction sets either. A head of your own is left as it is.
+    decision : {"likeliest", "macro_f1"}
+        Which label `predict` names: the likeliest, or that of the highest weighted probability, the weights chosen on
+        out-of-fold training rows for macro-F1. Probabilities are the same. ``"macro_f1"`` is for named heads.
     random_state : int
         Seeds the head.
 
@@ -63,6 +67,8 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Fitted head.
     calibrator_ : Calibrator or None
         Fitted calibrator.
+    decision_weights_ : ndarray of shape (n_classes,) or None
+        What probabilities are multiplied by before the highest is taken; None where the likeliest label is named.
     out_of_fold_ : ndarray of shape (n, n_classes) or None
         The training rows' calibrated probabilities, each by a head and a calibrator without its fold; not saved.
     selection_ : list of dict
@@ -85,6 +91,7 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         head_options: Mapping[str, Any] | None = None,
         class_weight: ClassWeight = None,
         calibration: Method = "auto",
+        decision: Decision = "likeliest",
         random_state: int = 0,
     ) -> None:
         self.views = views
@@ -92,6 +99,7 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.head_options = head_options
         self.class_weight = class_weight
         self.calibration = calibration
+        self.decision = decision
         self.random_state = random_state
 
     def fit(
@@ -118,8 +126,10 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         DataError
             If lengths differ, there is no text, or only one label.
         ConfigError
-            If there are validation rows and the head chooses by cross-validation.
+            If there are validation rows and the head chooses by cross-validation, or `decision` is unknown or needs
+            out-of-fold rows that there are none of.
         """
+        self._check_decision()
         texts = check_texts(texts)
         y = np.asarray(labels)
         if len(texts) != len(y):
@@ -139,7 +149,7 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                     "leave validation out, or set head to 'cooccurrence'."
                 )
             options["validation"] = (self._join_views(validation[0]), np.asarray(validation[1]))
-        self.calibrator_, self.out_of_fold_ = None, None
+        self.calibrator_, self.out_of_fold_, self.decision_weights_ = None, None, None
         calibrates = isinstance(self.head, str) and self.calibration != "none"
         with threadpool_limits(limits=getattr(head, "n_threads", None)):
             if calibrates:
@@ -148,6 +158,8 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 codes = np.searchsorted(head.classes_, y)
                 self.out_of_fold_ = calibrator.fit_transform(raw, codes, options.get("groups"))
                 self.calibrator_ = calibrator
+                if self.decision == "macro_f1":
+                    self.decision_weights_ = choose_weights(self.out_of_fold_, codes)
             else:
                 head.fit(X, y, **options)
         self.head_, self.classes_ = head, head.classes_
@@ -188,8 +200,13 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return [np.asarray(self.classes_)[row[:n]].tolist() for row, n in zip(order, sizes, strict=True)]
 
     def predict(self, texts: Sequence[str]) -> NDArray[Any]:
-        """Return each text's most probable class, shape (n,)."""
-        winners: NDArray[Any] = np.asarray(self.classes_)[self.predict_proba(texts).argmax(axis=1)]
+        """Return each text's class, shape (n,): the most probable one, if `decision` doesn't say otherwise."""
+        return self.decide(self.predict_proba(texts))
+
+    def decide(self, probabilities: NDArray[np.float64]) -> NDArray[Any]:
+        """Return the class that `predict` names for each row of probabilities (n, n_classes), shape (n,)."""
+        check_is_fitted(self, "head_")
+        winners: NDArray[Any] = np.asarray(self.classes_)[decide(probabilities, self.decision_weights_)]
         return winners
 
     def transform(self, texts: Sequence[str]) -> Any:
@@ -203,7 +220,14 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def save(self, path: str | Path, *, notes: Mapping[str, Any] | None = None) -> Path:
         """Write the fitted classifier as a bundle; see `embedtune.bundle`."""
         check_is_fitted(self, "head_")
-        parts = BundleParts(self.views_, self.head_, list(self.classes_), self.calibrator_, notes or {})
+        parts = BundleParts(
+            self.views_,
+            self.head_,
+            list(self.classes_),
+            calibrator=self.calibrator_,
+            decision_weights=self.decision_weights_,
+            notes=notes or {},
+        )
         return write_bundle(parts, path)
 
     @classmethod
@@ -225,13 +249,30 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     @classmethod
     def from_fitted(
-        cls, views: Sequence[NamedEncoder], head: Any, calibrator: Calibrator | None = None
+        cls,
+        views: Sequence[NamedEncoder],
+        head: Any,
+        calibrator: Calibrator | None = None,
+        decision_weights: NDArray[np.float64] | None = None,
     ) -> Self:
         """Return a classifier of fitted encoders and a head fitted on their columns."""
         classifier = cls(list(views), head)
+        classifier.decision_weights_ = decision_weights
         classifier.calibrator_, classifier.out_of_fold_, classifier.selection_ = calibrator, None, []
         classifier.views_, classifier.head_, classifier.classes_ = list(views), head, head.classes_
         return classifier
+
+    def _check_decision(self) -> None:
+        if self.decision not in DECISIONS:
+            raise ConfigError(
+                f"decision {self.decision!r} is unknown{suggest_nearest(str(self.decision), DECISIONS)}: "
+                f"choose one of {', '.join(DECISIONS)}."
+            )
+        if self.decision == "macro_f1" and (not isinstance(self.head, str) or self.calibration == "none"):
+            raise ConfigError(
+                "decision 'macro_f1' needs out-of-fold rows to choose weights on: name a head, and a calibration other "
+                "than 'none'."
+            )
 
     def _make_head(self) -> Any:
         readings = _list_readings(self.views_)
@@ -276,7 +317,7 @@ def load_bundle(path: str | Path, *, store: Any = None, device: str = "auto") ->
         If it is damaged, changed, too new, or its backbone differs from the one it was trained on.
     """
     parts = read_bundle(path, store=store, device=device)
-    return EmbedClassifier.from_fitted(parts.views, parts.head, parts.calibrator)
+    return EmbedClassifier.from_fitted(parts.views, parts.head, parts.calibrator, parts.decision_weights)
 
 
 def name_views(views: Sequence[Any] | None) -> list[NamedEncoder]:

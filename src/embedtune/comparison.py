@@ -33,7 +33,7 @@ from embedtune.plan import (
     predictions_path,
     search_step,
 )
-from embedtune.predictions import read_predictions
+from embedtune.predictions import read_predicted, read_predictions
 from embedtune.results import describe_environment, sum_costs
 from embedtune.scan import read_embed_cost
 from embedtune.suspects import STEP as SUSPECTS_STEP
@@ -64,9 +64,17 @@ def write_results(run: TaskRun) -> dict[str, Any]:
     probabilities: dict[str, Any] = {
         arm: read_predictions(predictions_path(run, arm), splits) for arm in arms
     }
+    predicted = {arm: read_predicted(predictions_path(run, arm), splits) for arm in arms}
     scores: dict[str, Any] = {
         arm: {
-            **score_arm(y, probabilities[arm], splits.label_names, groups=groups, **options),
+            **score_arm(
+                y,
+                probabilities[arm],
+                splits.label_names,
+                predicted=predicted[arm],
+                groups=groups,
+                **options,
+            ),
             **_judge_probabilities(run, arm, y, probabilities[arm]),
             "views": run.record(f"fit.{arm}")["result"].get("views") or [],
             "cost": _cost(run, arm),
@@ -75,7 +83,7 @@ def write_results(run: TaskRun) -> dict[str, Any]:
         }
         for arm in arms
     }
-    comparisons = compare_arms(y, probabilities, groups=groups, **options)
+    comparisons = compare_arms(y, probabilities, predicted=predicted, groups=groups, **options)
     contenders = [arm for arm in arms if arm not in UNKEPT] or arms
     best = max(contenders, key=lambda arm: float(scores[arm]["macro_f1"]["value"]))
     views: Any = run.experiment.embed.views

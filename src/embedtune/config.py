@@ -206,12 +206,14 @@ class CooccurrenceConfig(_Part):
 class FitConfig(_Part):
     """Which head is trained on the views, how its probabilities are calibrated, and what its sets of labels cover.
 
+    `decision` says which label is named: the likeliest, or by weights that training rows chose for macro-F1.
     `train_rows` and `choose_rows` show what two faults do: heads trained, and their settings chosen, on the test rows.
     """
 
     head: Literal["auto", "logistic", "ridge", "stack", "cooccurrence"] = "auto"
     class_weight: Literal["balanced"] | None = None
     calibration: Literal["auto", "temperature", "isotonic", "none"] = "auto"
+    decision: Literal["likeliest", "macro_f1"] = "likeliest"
     coverage: Fraction = 0.9
     cooccurrence: CooccurrenceConfig = CooccurrenceConfig()
     train_rows: Literal["own", "test"] = "own"
@@ -219,6 +221,11 @@ class FitConfig(_Part):
 
     @model_validator(mode="after")
     def _check_choice(self) -> FitConfig:
+        if self.decision == "macro_f1" and self.calibration == "none":
+            raise ValueError(
+                "fit.decision is 'macro_f1', whose weights are chosen on out-of-fold rows, and fit.calibration 'none' "
+                "makes none: set it to auto, or fit.decision to likeliest"
+            )
         if self.choose_rows == "test" and self.head != "cooccurrence":
             raise ValueError(
                 f"fit.choose_rows is 'test', which head '{self.head}' can't do: set fit.head to cooccurrence"

@@ -17,6 +17,7 @@ from embedtune.data.splits import Splits
 from embedtune.evaluate.metrics import compute_metrics
 from embedtune.files import write_json
 from embedtune.finetune.train import fine_tune
+from embedtune.heads.decision import decide
 from embedtune.plan import TaskRun, arm_key, list_tuned_reads, resolve_settings
 from embedtune.progress import track
 from embedtune.runfolder import digest
@@ -80,9 +81,11 @@ def _score(run: TaskRun, splits: Splits, arm: str, rows: NDArray[np.int64], seed
         probabilities = classifier.predict_proba(asked)
     else:
         with tempfile.TemporaryDirectory() as place:
-            probabilities = _tune(run, splits, texts, labels, seed, Path(place)).predict_proba(asked)
+            classifier = _tune(run, splits, texts, labels, seed, Path(place))
+            probabilities = classifier.predict_proba(asked)
     bar.advance()
-    return float(compute_metrics(splits.codes[test], probabilities)["macro_f1"])
+    predicted = decide(probabilities, classifier.decision_weights_)
+    return float(compute_metrics(splits.codes[test], probabilities, predicted)["macro_f1"])
 
 
 def _tune(

@@ -21,6 +21,7 @@ from embedtune.data.splits import Splits
 from embedtune.embed.checkpoints import name_model
 from embedtune.files import write_json
 from embedtune.heads.calibration import Calibrator
+from embedtune.heads.decision import choose_weights, decide
 from embedtune.heads.probe import probe_blocks
 from embedtune.plan import (
     ARM_ROWS,
@@ -63,6 +64,8 @@ class FittedArm(NamedTuple):
     ----------
     probabilities : ndarray of shape (n_test, n_labels)
         On the test rows.
+    predicted : ndarray of int, shape (n_test,)
+        The columns of the labels named.
     cells : list of dict
         The settings its head tried.
     calibration : dict or None
@@ -74,6 +77,7 @@ class FittedArm(NamedTuple):
     """
 
     probabilities: NDArray[np.float64]
+    predicted: NDArray[np.int64]
     cells: list[dict[str, Any]]
     calibration: dict[str, Any] | None
     out_of_fold: NDArray[np.float64] | None
@@ -86,7 +90,8 @@ def fit_arm(run: TaskRun, splits: Splits, arm: str, seed: int) -> FittedArm:
     test = splits.rows("test")
     if arm == "majority":
         shares = np.bincount(splits.codes[rows], minlength=len(splits.label_names)) / len(rows)
-        return FittedArm(np.tile(shares, (len(test), 1)), [], None, None, [])
+        tiled = np.tile(shares, (len(test), 1))
+        return FittedArm(tiled, tiled.argmax(axis=1), [], None, None, [])
     if arm == "end-to-end":
         classifier = _open_end_to_end(run, splits, seed)
     else:
@@ -103,6 +108,7 @@ def fit_arm(run: TaskRun, splits: Splits, arm: str, seed: int) -> FittedArm:
         classifier.save(arm_dir(run, arm), notes={"task": run.task, "arm": arm, "seed": seed})
     return FittedArm(
         probabilities,
+        decide(probabilities, reader.decision_weights_),
         list_cells(classifier.head_),
         _describe_calibration(run, classifier),
         classifier.out_of_fold_,
@@ -128,16 +134,18 @@ def _open_end_to_end(run: TaskRun, splits: Splits, seed: int) -> EmbedClassifier
     groups = np.unique(np.asarray(splits.groups)[rows], return_inverse=True)[1]
     calibrator = Calibrator(run.experiment.fit.calibration, random_state=seed)
     found = calibrator.fit_transform(raw, codes, groups)
-    calibrated = EmbedClassifier.from_fitted(classifier.views_, classifier.head_, calibrator)
+    weights = choose_weights(found, codes) if run.experiment.fit.decision == "macro_f1" else None
+    calibrated = EmbedClassifier.from_fitted(classifier.views_, classifier.head_, calibrator, weights)
     calibrated.out_of_fold_ = found if len(rows) == len(splits.rows(*TUNED_ON["end-to-end"])) else None
     return calibrated
 
 
 def _describe_calibration(run: TaskRun, classifier: EmbedClassifier) -> dict[str, Any] | None:
-    calibrator = classifier.calibrator_
+    calibrator, weights = classifier.calibrator_, classifier.decision_weights_
     if calibrator is None:
         return None
     return {
+        "decision_weights": None if weights is None else weights.tolist(),
         "method": calibrator.method_,
         "temperature": calibrator.temperature_,
         "log_losses": calibrator.log_losses_,

@@ -241,16 +241,18 @@ def fit(run: TaskRun) -> None:
             with measure() as cost:
                 if arm == "prompt":
                     by_seed, facts = ask_decoder(run, splits)
+                    predicted = {seed: one.argmax(axis=1) for seed, one in by_seed.items()}
                 else:
                     fitted = {seed: fit_arm(run, splits, arm, seed) for seed in run.experiment.seeds}
                     by_seed = {seed: one.probabilities for seed, one in fitted.items()}
+                    predicted = {seed: one.predicted for seed, one in fitted.items()}
                     first = fitted[run.experiment.seeds[0]]
                     facts = {
                         "cells": {str(seed): one.cells for seed, one in fitted.items()},
                         "calibration": [one.calibration for one in fitted.values()],
                         "views": first.views,
                     }
-            write_predictions(predictions_path(run, arm), splits, by_seed)
+            write_predictions(predictions_path(run, arm), splits, by_seed, predicted)
             out_of_fold_path(run, arm).unlink(missing_ok=True)
             if arm != "prompt" and first.out_of_fold is not None:
                 rows = splits.rows(*list_head_parts(run.experiment, arm))

@@ -372,7 +372,9 @@ def arm_key(run: TaskRun, arm: str) -> str:
         parts.append(_list_adapter_keys(run, arm))
     if arm == "end-to-end":
         witnesses = [name_witness(run, view.model) for view in list_tuned_reads(run, arm)]
-        parts.append([experiment.fit.calibration, experiment.fit.coverage, witnesses])
+        parts.append(
+            [experiment.fit.calibration, experiment.fit.coverage, experiment.fit.decision, witnesses]
+        )
         parts += [_list_adapter_keys(run, witness) for witness in dict.fromkeys(witnesses) if witness]
     return digest(*parts)
 

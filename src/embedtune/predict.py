@@ -104,7 +104,7 @@ def _label(classifier: EmbedClassifier, frame: pd.DataFrame, texts: list[str]) -
     probabilities = np.full((len(frame), len(classifier.classes_)), np.nan)
     probabilities[rows] = classifier.predict_proba([texts[i] for i in rows])
     predictions = np.full(len(frame), None, dtype=object)
-    predictions[rows] = np.asarray(classifier.classes_)[probabilities[rows].argmax(axis=1)]
+    predictions[rows] = classifier.decide(probabilities[rows])
     added = {"prediction": pd.Series(predictions, dtype="string")}
     added |= {f"p:{label}": pd.Series(probabilities[:, k]) for k, label in enumerate(classifier.classes_)}
     return frame.assign(**added)

@@ -15,7 +15,12 @@ from embedtune.data.splits import Splits
 from embedtune.files import replace_file
 
 
-def write_predictions(path: Path, splits: Splits, by_seed: Mapping[int, NDArray[np.float64]]) -> None:
+def write_predictions(
+    path: Path,
+    splits: Splits,
+    by_seed: Mapping[int, NDArray[np.float64]],
+    predicted: Mapping[int, NDArray[np.int64]],
+) -> None:
     """Write one arm's probabilities, whole or not at all.
 
     Parameters
@@ -24,6 +29,8 @@ def write_predictions(path: Path, splits: Splits, by_seed: Mapping[int, NDArray[
     splits : Splits
         Its test rows, in order, are the rows of each matrix; its label names the columns.
     by_seed : mapping of int to ndarray of shape (n_test, n_labels)
+    predicted : mapping of int to ndarray of int, shape (n_test,)
+        The columns of the labels named.
     """
     test = splits.rows("test")
     tables = []
@@ -31,6 +38,7 @@ def write_predictions(path: Path, splits: Splits, by_seed: Mapping[int, NDArray[
         columns: dict[str, pa.Array] = {
             "row_id": pa.array([splits.row_ids[i] for i in test], pa.int64()),
             "label": pa.array([splits.labels[i] for i in test], pa.string()),
+            "predicted": pa.array([splits.label_names[code] for code in predicted[seed]], pa.string()),
             "seed": pa.array([seed] * len(test), pa.int64()),
         }
         for name, column in zip(splits.label_names, probabilities.T, strict=True):
@@ -46,6 +54,14 @@ def read_predictions(path: Path, splits: Splits) -> NDArray[np.float64]:
     n_test = len(splits.rows("test"))
     columns = [table.column(f"p:{name}").to_numpy() for name in splits.label_names]
     return np.stack(columns, axis=1).reshape(-1, n_test, len(columns))
+
+
+def read_predicted(path: Path, splits: Splits) -> NDArray[np.int64]:
+    """Return the labels an arm named, as columns, shape (n_seeds, n_test)."""
+    codes = {name: code for code, name in enumerate(splits.label_names)}
+    named = pq.read_table(path, columns=["predicted"])["predicted"].to_pylist()
+    found: NDArray[np.int64] = np.array([codes[name] for name in named], dtype=np.int64)
+    return found.reshape(-1, len(splits.rows("test")))
 
 
 def write_out_of_fold(

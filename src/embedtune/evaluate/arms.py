@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from embedtune.evaluate.metrics import check_predictions, confusion, per_class
 from embedtune.evaluate.significance import (
@@ -110,6 +110,7 @@ def score_arm(
     probabilities: ArrayLike,
     label_names: Sequence[str],
     *,
+    predicted: NDArray[np.int64] | None = None,
     groups: ArrayLike | None = None,
     n_resamples: int = 1000,
     confidence: float = 0.95,
@@ -123,6 +124,8 @@ def score_arm(
     probabilities : array-like of float, shape (n_seeds, n, n_labels)
     label_names : sequence of str
         Sorted, one per column.
+    predicted : ndarray of int, shape (n_seeds, n), optional
+        The labels named; by default the likeliest ones.
     groups, n_resamples, confidence, seed
         As `embedtune.evaluate.significance.bootstrap_intervals`.
 
@@ -134,12 +137,19 @@ def score_arm(
     """
     y, probabilities = check_predictions(y, probabilities)
     seeds = probabilities.reshape(-1, *probabilities.shape[-2:])
+    named = seeds.argmax(axis=2) if predicted is None else predicted
     scores: dict[str, Any] = dict(
         bootstrap_intervals(
-            y, seeds, groups=groups, n_resamples=n_resamples, confidence=confidence, seed=seed
+            y,
+            seeds,
+            predicted=named,
+            groups=groups,
+            n_resamples=n_resamples,
+            confidence=confidence,
+            seed=seed,
         )
     )
-    by_seed = [per_class(y, one, label_names) for one in seeds]
+    by_seed = [per_class(y, one, label_names, own) for one, own in zip(seeds, named, strict=True)]
     scores["per_class"] = {
         name: {
             "precision": float(np.mean([one[name]["precision"] for one in by_seed])),
@@ -149,7 +159,7 @@ def score_arm(
         }
         for name in label_names
     }
-    scores["confusion"] = confusion(y, seeds[0].argmax(axis=1), len(label_names)).tolist()
+    scores["confusion"] = confusion(y, named[0], len(label_names)).tolist()
     return scores
 
 
@@ -157,6 +167,7 @@ def compare_arms(
     y: ArrayLike,
     predictions: Mapping[str, ArrayLike],
     *,
+    predicted: Mapping[str, NDArray[np.int64]] | None = None,
     pairs: Sequence[tuple[str, str]] = PAIRS,
     groups: ArrayLike | None = None,
     n_resamples: int = 1000,
@@ -175,6 +186,8 @@ def compare_arms(
     y : array-like of int, shape (n,)
     predictions : mapping of str to array-like of float, shape (n_seeds, n, n_labels)
         Probabilities by arm. Arms that no pair names are left out.
+    predicted : mapping of str to ndarray of int, shape (n_seeds, n), optional
+        The labels that arms name; by default the likeliest ones.
     pairs : sequence of (str, str)
         Differences are the first's score minus the second's.
     groups, n_resamples, confidence, seed
@@ -194,10 +207,12 @@ def compare_arms(
     with track("Resampling test rows", len(names), unit="arms") as bar:
         for name in names:
             labels, probabilities = check_predictions(y, predictions[name])
+            seeds = probabilities.reshape(-1, *probabilities.shape[-2:])
+            named = seeds.argmax(axis=2) if predicted is None else predicted[name]
             resamples[name] = resample_metrics(
-                labels, probabilities, groups=groups, n_resamples=n_resamples, seed=seed
+                labels, seeds, predicted=named, groups=groups, n_resamples=n_resamples, seed=seed
             )
-            first_seed[name] = probabilities.reshape(-1, *probabilities.shape[-2:])[0].argmax(axis=1)
+            first_seed[name] = named[0]
             bar.advance()
 
     is_grouped = groups is not None and len(np.unique(groups)) < len(np.asarray(y))

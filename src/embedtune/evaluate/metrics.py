@@ -24,7 +24,9 @@ METRICS = ("accuracy", "macro_f1", "mcc", "log_loss", "calibration_error")
 N_CALIBRATION_BINS = 15
 
 
-def compute_metrics(y: ArrayLike, probabilities: ArrayLike) -> dict[str, float]:
+def compute_metrics(
+    y: ArrayLike, probabilities: ArrayLike, predicted: NDArray[np.int64] | None = None
+) -> dict[str, float]:
     """Score probabilities against the true labels.
 
     Parameters
@@ -32,7 +34,9 @@ def compute_metrics(y: ArrayLike, probabilities: ArrayLike) -> dict[str, float]:
     y : array-like of int, shape (n,)
         True labels, as positions in the sorted label names.
     probabilities : array-like of float, shape (n, n_labels)
-        One row per text, summing to 1. The predicted label is the most probable one (the first on a tie).
+        One row per text, summing to 1.
+    predicted : ndarray of int, shape (n,), optional
+        The labels named; by default the most probable ones (the first on a tie).
 
     Returns
     -------
@@ -53,13 +57,20 @@ def compute_metrics(y: ArrayLike, probabilities: ArrayLike) -> dict[str, float]:
     Guo et al. 2017, arXiv:1706.04599, equation 3.
     """
     y, probabilities = check_predictions(y, probabilities)
-    sums = np.asarray(row_statistics(y, probabilities).sum(axis=0), dtype=np.float64).reshape(1, -1)
+    sums = np.asarray(row_statistics(y, probabilities, predicted).sum(axis=0), dtype=np.float64).reshape(
+        1, -1
+    )
     return {
         name: float(values[0]) for name, values in metrics_from_sums(sums, probabilities.shape[1]).items()
     }
 
 
-def per_class(y: ArrayLike, probabilities: ArrayLike, names: Sequence[str]) -> dict[str, dict[str, float]]:
+def per_class(
+    y: ArrayLike,
+    probabilities: ArrayLike,
+    names: Sequence[str],
+    predicted: NDArray[np.int64] | None = None,
+) -> dict[str, dict[str, float]]:
     """Return precision, recall, F1 and support of each label; 0 where a ratio is undefined.
 
     Parameters
@@ -68,6 +79,8 @@ def per_class(y: ArrayLike, probabilities: ArrayLike, names: Sequence[str]) -> d
     probabilities : array-like of float, shape (n, n_labels)
     names : sequence of str
         The sorted label names, one per column.
+    predicted
+        As in `compute_metrics`.
 
     Raises
     ------
@@ -79,7 +92,7 @@ def per_class(y: ArrayLike, probabilities: ArrayLike, names: Sequence[str]) -> d
         raise DataError(
             f"{len(names)} label names but {probabilities.shape[1]} columns: give one name per column."
         )
-    counts = confusion(y, probabilities.argmax(axis=1), len(names))
+    counts = confusion(y, probabilities.argmax(axis=1) if predicted is None else predicted, len(names))
     hits = counts.diagonal().astype(np.float64)
     support, predicted = counts.sum(axis=1), counts.sum(axis=0)
     precision, recall = _divide(hits, predicted), _divide(hits, support)
@@ -129,28 +142,31 @@ def check_predictions(
     return labels.astype(np.int64), scores
 
 
-def row_statistics(y: NDArray[np.int64], probabilities: NDArray[np.float64]) -> csr_array:
+def row_statistics(
+    y: NDArray[np.int64], probabilities: NDArray[np.float64], predicted: NDArray[np.int64] | None = None
+) -> csr_array:
     """Return the terms whose sums over rows determine every metric.
 
     Returns
     -------
     scipy.sparse.csr_array of float64, shape (n, 3 * n_labels + 1 + N_CALIBRATION_BINS)
         Indicators of the true label, of the predicted label and of the label hit; then the log loss; then
-        confidence minus hit, in the confidence's calibration bin.
+        confidence minus hit of the likeliest label, in the confidence's calibration bin.
     """
     from scipy.sparse import csr_array
 
     n, n_labels = probabilities.shape
     rows = np.arange(n)
-    predicted = probabilities.argmax(axis=1)
-    confidence = probabilities[rows, predicted]
+    likeliest = probabilities.argmax(axis=1)
+    predicted = likeliest if predicted is None else predicted
+    confidence = probabilities[rows, likeliest]
     hit = predicted == y
     floor = np.finfo(np.float64).eps
     loss = -np.log(np.clip(probabilities[rows, y], floor, 1 - floor))
     bins = np.clip(np.ceil(confidence * N_CALIBRATION_BINS).astype(np.int64) - 1, 0, N_CALIBRATION_BINS - 1)
 
     columns = [y, n_labels + predicted, 2 * n_labels + y, np.full(n, 3 * n_labels), 3 * n_labels + 1 + bins]
-    values = [np.ones(n), np.ones(n), hit, loss, confidence - hit]
+    values = [np.ones(n), np.ones(n), hit, loss, confidence - (likeliest == y)]
     shape = (n, 3 * n_labels + 1 + N_CALIBRATION_BINS)
     return csr_array((np.concatenate(values), (np.tile(rows, 5), np.concatenate(columns))), shape=shape)
 

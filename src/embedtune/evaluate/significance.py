@@ -64,6 +64,7 @@ def resample_metrics(
     y: ArrayLike,
     probabilities: ArrayLike,
     *,
+    predicted: NDArray[np.int64] | None = None,
     groups: ArrayLike | None = None,
     n_resamples: int = 1000,
     seed: int = 0,
@@ -75,6 +76,8 @@ def resample_metrics(
     y : array-like of int, shape (n,)
     probabilities : array-like of float, shape (n_seeds, n, n_labels) or (n, n_labels)
         All seeds are scored on the same resampled rows and averaged.
+    predicted : ndarray of int, shape (n_seeds, n), optional
+        The labels named; by default the likeliest ones.
     groups : array-like, shape (n,), optional
         Rows that belong together (near-duplicates, one headline's questions) are drawn together.
     n_resamples : int
@@ -91,7 +94,9 @@ def resample_metrics(
     y, probabilities = check_predictions(y, probabilities)
     seeds = probabilities.reshape(-1, *probabilities.shape[-2:])
     n, n_labels = seeds.shape[1:]
-    rows = hstack([row_statistics(y, one) for one in seeds], format="csr")
+    named = [None] * len(seeds) if predicted is None else list(predicted)
+    statistics = [row_statistics(y, one, own) for one, own in zip(seeds, named, strict=True)]
+    rows = hstack(statistics, format="csr")
     members = _number_groups(groups, n)
     n_groups = int(members.max()) + 1
     if n_groups < n:
@@ -113,6 +118,7 @@ def bootstrap_intervals(
     y: ArrayLike,
     probabilities: ArrayLike,
     *,
+    predicted: NDArray[np.int64] | None = None,
     groups: ArrayLike | None = None,
     n_resamples: int = 1000,
     confidence: float = 0.95,
@@ -124,7 +130,7 @@ def bootstrap_intervals(
 
     Parameters
     ----------
-    y, probabilities, groups, n_resamples, seed
+    y, probabilities, predicted, groups, n_resamples, seed
         As `resample_metrics`.
     confidence : float
         Coverage, between 0 and 1.
@@ -139,7 +145,9 @@ def bootstrap_intervals(
     ----------
     Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13.
     """
-    scores = resample_metrics(y, probabilities, groups=groups, n_resamples=n_resamples, seed=seed)
+    scores = resample_metrics(
+        y, probabilities, predicted=predicted, groups=groups, n_resamples=n_resamples, seed=seed
+    )
     intervals = {}
     for name in METRICS:
         low, high = _percentile_interval(scores.resampled[name], confidence)

@@ -134,7 +134,8 @@ def _find_mistakes(predictions_path: Path, splits_path: Path) -> tuple[Mistake, 
     columns = [name for name in table.column_names if name.startswith("p:")]
     names = np.array([name.removeprefix("p:") for name in columns], dtype=object)
     probabilities = np.column_stack([table[name].to_numpy() for name in columns])
-    predicted, confidence = names[probabilities.argmax(axis=1)], probabilities.max(axis=1)
+    predicted = np.array(table["predicted"].to_pylist(), dtype=object)
+    confidence = probabilities[names == predicted[:, None]]
     labels, row_ids = table["label"].to_pylist(), table["row_id"].to_pylist()
     wrong = np.flatnonzero(predicted != np.array(labels, dtype=object))
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:N_MISTAKES]
