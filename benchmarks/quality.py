@@ -66,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", nargs="*", default=list(DATA))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--methods", nargs="+", default=["arms", *PEERS])
+    parser.add_argument("--methods", nargs="*", default=["arms", *PEERS])
     parser.add_argument("--labels-per-class", type=int, nargs="*", default=[])
     parser.add_argument("--peers-python", default=sys.executable)
     parser.add_argument("--work", type=Path, default=Path("quality"))

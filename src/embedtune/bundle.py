@@ -256,7 +256,9 @@ def _list_files(folder: Path) -> list[Path]:
 
 
 def _plain(value: Any) -> Any:
-    """Turn tuples and NumPy scalars into what JSON holds."""
+    """Turn tuples, paths and NumPy scalars into what JSON holds."""
+    if isinstance(value, Path):
+        return str(value)
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

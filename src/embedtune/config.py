@@ -75,6 +75,7 @@ class TransformerView(_Part):
     pooling: Pooling | Literal["auto"] = "mean"
     max_length: int = Field(default=128, ge=4)
     test_max_length: int | None = Field(default=None, ge=4)
+    long_texts: Literal["cut", "split"] = "cut"
     prefix: str = ""
     precision: Precision | None = None
     revision: str | None = None

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from embedtune.embed.backend import name_reading, resolve_backend
 from embedtune.embed.batching import plan_batches
+from embedtune.embed.pieces import Pieces, check_long_texts, split_texts
 from embedtune.embed.pooling import MODEL_POOLINGS, check_pooling
 from embedtune.embed.precision import resolve_device, resolve_precision
 from embedtune.embed.runner import Column, Runner, Vectors
@@ -71,7 +72,10 @@ class TransformerEncoder(FrozenEncoder):
         averages over padding too, as published LLMEmbed does. In a decoder the first token sees nothing but
         itself, so ``cls`` is the same vector for every text.
     max_length : int
-        Tokens per text, special tokens and prefix included; the rest is cut off.
+        Tokens per text, special tokens and prefix included.
+    long_texts : {"cut", "split"}
+        What becomes of longer texts: the rest is cut off, or they are read in pieces of so many tokens, whose vectors
+        are averaged, weighted by tokens (under ``max`` pooling the maximum). A store keeps the pieces.
     precision : {"auto", "float32", "bfloat16", "float16", "int8", "nf4"}
         ``int8`` and ``nf4`` hold the weights in 8 and 4 bits (bitsandbytes; CUDA, or slowly a CPU) and compute in what
         ``auto`` would be. An adapter stays beside such weights unmerged. Under OpenVINO ``int8`` also rounds
@@ -120,6 +124,7 @@ class TransformerEncoder(FrozenEncoder):
         layers: int | str | Sequence[int] = (-1,),
         pooling: str | Sequence[str] = "mean",
         max_length: int = 128,
+        long_texts: str = "cut",
         precision: str = "auto",
         backend: str = "auto",
         adapter: str | Path | None = None,
@@ -135,6 +140,7 @@ class TransformerEncoder(FrozenEncoder):
         self.layers = layers
         self.pooling = pooling
         self.max_length = max_length
+        self.long_texts = long_texts
         self.precision = precision
         self.backend = backend
         self.adapter = adapter
@@ -181,11 +187,17 @@ class TransformerEncoder(FrozenEncoder):
         distinct, index = find_distinct(check_texts(X))
         layers = self._check()
         columns = tuple((layer, pooling) for pooling in self._poolings for layer in layers)
+        pieces = self._split(distinct)
+        read, place = (distinct, None) if pieces is None else find_distinct(pieces.texts)
         if self.store is None:
-            vectors, n_computed = self._compute_all(distinct, columns), len(distinct)
+            vectors, missing = self._compute_all(read, columns), np.ones(len(read), dtype=np.bool_)
         else:
-            vectors, n_computed = self._compute_missing(distinct, columns, self._open_table())
-        self.last_n_computed_ = n_computed
+            vectors, missing = self._compute_missing(read, columns, self._open_table())
+        if pieces is not None:
+            vectors = {
+                column: pieces.pool(values[place], pooling=column[1]) for column, values in vectors.items()
+            }
+        self.last_n_computed_ = _count_texts(missing, pieces, place)
         embeddings = np.concatenate([vectors[column][index] for column in columns], axis=1)
         self.last_seconds_ = time.perf_counter() - started
         return embeddings
@@ -222,9 +234,10 @@ class TransformerEncoder(FrozenEncoder):
         n_texts = n_computed = 0
         while window := check_texts(itertools.islice(remaining, WINDOW_TEXTS)):
             distinct = list(dict.fromkeys(window))
-            n_computed += self._store_missing(
-                distinct, [hash_text(text) for text in distinct], columns, table
-            )
+            pieces = self._split(distinct)
+            read, place = (distinct, None) if pieces is None else find_distinct(pieces.texts)
+            missing = self._store_missing(read, [hash_text(text) for text in read], columns, table)
+            n_computed += _count_texts(missing, pieces, place)
             n_texts += len(window)
         self.last_n_computed_ = n_computed
         self.last_seconds_ = time.perf_counter() - started
@@ -249,6 +262,17 @@ class TransformerEncoder(FrozenEncoder):
     def _poolings(self) -> tuple[str, ...]:
         return (self.pooling,) if isinstance(self.pooling, str) else tuple(self.pooling)
 
+    def _split(self, texts: list[str]) -> Pieces | None:
+        """Return the texts' pieces, None where they are read whole, or cut."""
+        if self.long_texts == "cut" or not texts:
+            return None
+        from embedtune.embed.quiet import hush_libraries
+
+        with hush_libraries():  # a warning that texts are longer than the model reads
+            return split_texts(
+                self._describe().tokenizer, texts, max_length=self.max_length, prefix=self.prefix
+            )
+
     def _resolve_backend(self) -> str:
         bound = self.device_map is not None or self.trust_remote_code
         return resolve_backend(
@@ -271,6 +295,7 @@ class TransformerEncoder(FrozenEncoder):
             raise ConfigError(
                 f"pooling {', '.join(MODEL_POOLINGS)} stands alone: give each an encoder of its own."
             )
+        check_long_texts(self.long_texts)
         check_device_map(self.device_map, self.device)
         resolve_precision(self.precision, resolve_device(self.device), backend=self._resolve_backend())
         described = self._describe()
@@ -363,22 +388,22 @@ class TransformerEncoder(FrozenEncoder):
 
     def _compute_missing(
         self, texts: list[str], columns: tuple[Column, ...], table: EmbeddingTable
-    ) -> tuple[Vectors, int]:
-        """Compute and store what the table lacks, then return what it holds: no repeat differs."""
+    ) -> tuple[Vectors, NDArray[np.bool_]]:
+        """Compute and store what the table lacks, then return what it holds, and what it lacked: no repeat differs."""
         hashes = [hash_text(text) for text in texts]
         names = {column: column_name(*column) for column in columns}
-        n_computed = self._store_missing(texts, hashes, columns, table)
+        missing = self._store_missing(texts, hashes, columns, table)
         stored = table.read(hashes, list(names.values())) if texts else {}
         width = self._describe().width
         empty = np.empty((0, width), dtype=np.float32)
         return {
             column: stored[name].astype(np.float32) if texts else empty for column, name in names.items()
-        }, n_computed
+        }, missing
 
     def _store_missing(
         self, texts: list[str], hashes: list[bytes], columns: tuple[Column, ...], table: EmbeddingTable
-    ) -> int:
-        """Compute and store what the table lacks of distinct texts, and return how many it lacked."""
+    ) -> NDArray[np.bool_]:
+        """Compute and store what the table lacks of distinct texts, and return which it lacked."""
         names = {column: column_name(*column) for column in columns}
         missing = table.find_missing(hashes, list(names.values()))
         waiting = Waiting(table, hashes, names)
@@ -388,7 +413,7 @@ class TransformerEncoder(FrozenEncoder):
                     waiting.add(rows, found)
         finally:
             waiting.commit()
-        return int(missing.sum())
+        return missing
 
     def _run(
         self, texts: list[str], missing: NDArray[np.bool_], columns: tuple[Column, ...]
@@ -430,3 +455,10 @@ class TransformerEncoder(FrozenEncoder):
             if self.batch_tokens == "auto"
             else int(self.batch_tokens)
         )
+
+
+def _count_texts(missing: NDArray[np.bool_], pieces: Pieces | None, place: NDArray[np.intp] | None) -> int:
+    """Return of how many texts any piece was missing; `place` numbers each piece's text among those read."""
+    if pieces is None or place is None:
+        return int(missing.sum())
+    return len(np.unique(pieces.owner[missing[place]]))

@@ -132,6 +132,7 @@ def _compile(backbone: Backbone, columns: tuple[Column, ...], precision: str, *,
             while len(_compiled) >= _N_KEPT:
                 _compiled.popitem(last=False)
             graph = _convert(backbone, columns)
+            _part_gated_products(graph)
             settings = {
                 "INFERENCE_PRECISION_HINT": "f32",
                 "NUM_STREAMS": str(n_streams),
@@ -174,6 +175,26 @@ def _convert(backbone: Backbone, columns: tuple[Column, ...]) -> Any:
         parameter.get_node().set_partial_shape(openvino.PartialShape([-1, -1]))
     graph.validate_nodes_and_infer_types()
     return graph
+
+
+def _part_gated_products(graph: Any) -> None:
+    """Keep OpenVINO from fusing gated feed-forward layers, by a bound that nothing reaches.
+
+    The fused layer of 2026.4 in bfloat16 divides by zero on some processors where a stream has one thread, as ours do,
+    and that ends the process.
+    """
+    from openvino import opset13 as operations
+
+    most = float(np.finfo(np.float32).max)
+    for node in graph.get_ordered_ops():
+        if node.get_type_name() != "MatMul":
+            continue
+        product = node.input(0).get_source_output().get_node()
+        if product.get_type_name() == "Multiply" and any(
+            given.get_source_output().get_node().get_type_name() == "Swish" for given in product.inputs()
+        ):
+            node.input(0).replace_source_output(operations.clamp(product, -most, most).output(0))
+    graph.validate_nodes_and_infer_types()
 
 
 def _quantize_weights(graph: Any) -> None:
