@@ -227,6 +227,19 @@ def test_run_lists_the_prompt_beside_the_others(finished: Path, tiny_llama: Path
     assert "Best macro-F1 of all trained arms" in report
 
 
+def test_run_sets_the_cost_of_reading_against_that_of_asking(finished: Path) -> None:
+    results = json.loads((finished / "results.json").read_text())
+    frozen, asked = (results["arms"][arm]["cost"] for arm in ("frozen+", "prompt"))
+    found = results["against_prompting"]
+    assert list(found) == ["frozen+"]
+    assert found["frozen+"]["time"] == pytest.approx(asked["rows_per_second"] / frozen["rows_per_second"])
+    assert found["frozen+"]["parameters"] == pytest.approx(
+        frozen["total_parameters"] / asked["total_parameters"]
+    )
+    assert found["frozen+"]["energy"] is None or found["frozen+"]["energy"] > 0
+    assert "Against asking the decoder, frozen+ labels a text in" in (finished / "report.html").read_text()
+
+
 def test_run_shows_each_seed_its_own_training_rows(finished: Path, tiny_llama: Path) -> None:
     splits = read_splits(finished / "data")
     train, test = splits.rows("tune", "train"), splits.rows("test")

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from embedtune.assemble import name_readings
 from embedtune.config import TransformerView
+from embedtune.confounding import STEP as SOURCES_STEP
 from embedtune.embed.checkpoints import name_model
 from embedtune.evaluate.arms import ARMS, compare_arms, score_arm, write_verdict
 from embedtune.evaluate.selective import (
@@ -34,7 +35,7 @@ from embedtune.plan import (
     search_step,
 )
 from embedtune.predictions import read_predicted, read_predictions
-from embedtune.results import describe_environment, sum_costs
+from embedtune.results import compare_with_prompting, describe_environment, sum_costs
 from embedtune.scan import read_embed_cost
 from embedtune.suspects import STEP as SUSPECTS_STEP
 from embedtune.tables import write_test_table, write_validation_table
@@ -114,6 +115,8 @@ def write_results(run: TaskRun) -> dict[str, Any]:
         }
         if "floor" in arms and best != "floor"
         else None,
+        "sources": (run.folder.read_record(SOURCES_STEP) or {}).get("result"),
+        "against_prompting": compare_with_prompting(scores),
         "search": _describe_searches(run),
         "suspects": (run.folder.read_record(SUSPECTS_STEP) or {}).get("result"),
         "automatic_layers": {name: list(view.layers) for name, view in chosen.items()},

@@ -43,6 +43,7 @@ class SourceConfig(_Part):
     label_column: str | None = None
     group_column: str | None = None
     time_column: str | None = None
+    source_column: str | None = None
     test_source: str | None = None
     hub_config: str | None = None
     hub_split: str = "train"

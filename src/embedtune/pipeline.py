@@ -24,6 +24,7 @@ from embedtune.assemble import (
 )
 from embedtune.comparison import write_results
 from embedtune.config import FinetuneSettings, TransformerView
+from embedtune.confounding import judge_sources
 from embedtune.curve import trace_curve
 from embedtune.data.corrections import correct_labels
 from embedtune.data.prepare import fingerprint, prepare_splits
@@ -264,6 +265,7 @@ def fit(run: TaskRun) -> None:
     if run.experiment.compare.probe_layers or list_scans(run):
         probe_layers(run, splits)
     list_suspects(run, splits)
+    judge_sources(run, splits)
     if run.experiment.compare.label_counts:
         trace_curve(run, splits)
 

@@ -26,6 +26,10 @@ GroupColumn = Annotated[
 TimeColumn = Annotated[
     str | None, typer.Option("--time-column", help="Dates or numbers: the latest rows are the test rows.")
 ]
+SourceColumn = Annotated[
+    str | None,
+    typer.Option("--source-column", help="Where rows are from: told whether it gives labels away."),
+]
 Task = Annotated[str | None, typer.Option("--task", help="Built-in task whose file --data is.")]
 TestData = Annotated[str | None, typer.Option("--test-data", help="File whose rows are the test rows.")]
 Labels = Annotated[

@@ -23,6 +23,7 @@ from embedtune.cli.options import (
     Out,
     Quiet,
     Repeat,
+    SourceColumn,
     Task,
     TestData,
     TextColumn,
@@ -59,6 +60,7 @@ def run(
     label_column: LabelColumn = None,
     group_column: GroupColumn = None,
     time_column: TimeColumn = None,
+    source_column: SourceColumn = None,
     task: Task = None,
     test_data: TestData = None,
     labels: Labels = None,
@@ -79,8 +81,8 @@ def run(
     """Run an experiment, or go on with it, and report whether fine-tuning is worth it."""
     source = {
         "source": data, "text_column": text_column, "label_column": label_column, "group_column": group_column,
-        "time_column": time_column, "task": task, "test_source": test_data, "hub_config": hub_config,
-        "hub_split": hub_split, "hub_test_split": hub_test_split, "encoding": encoding,
+        "time_column": time_column, "source_column": source_column, "task": task, "test_source": test_data,
+        "hub_config": hub_config, "hub_split": hub_split, "hub_test_split": hub_test_split, "encoding": encoding,
     }  # fmt: skip
     with report_errors(debug):
         experiment = read_experiment(

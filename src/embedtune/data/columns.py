@@ -37,6 +37,7 @@ class Rows(NamedTuple):
     groups: list[str] | None
     split: list[str] | None
     times: list[float] | None
+    sources: list[str] | None
     row_ids: list[int]
     n_rows: int
 
@@ -49,11 +50,13 @@ def read_rows(
     label_column: str | None,
     group_column: str | None,
     time_column: str | None = None,
+    source_column: str | None = None,
 ) -> Rows:
-    """Take texts, labels, groups, times and the data's own split out of a table; leave out rows without text or label.
+    """Take texts, labels and what else is named out of a table; leave out rows without text or label.
 
-    A row without a group is a group of its own. A column called split counts where its values are
-    train, test, validation and their like; validation rows are training rows where there are test rows too.
+    A row without a group is a group of its own, and one without a source has the source ``(none)``. A column called
+    split counts where its values are train, test, validation and their like; validation rows are training rows where
+    there are test rows too.
 
     Raises
     ------
@@ -84,7 +87,21 @@ def read_rows(
         time_column = find_column(frame, time_column, (), kind="time", name=name)
         cells = [frame[time_column].iloc[i] for i in kept]
         times = _read_times(cells, kept, name=name, column=time_column)
-    return Rows([texts[i] for i in kept], [labels[i] for i in kept], groups, split, times, kept, len(frame))
+    sources = None
+    if source_column is not None:
+        source_column = find_column(frame, source_column, (), kind="source", name=name)
+        cells = frame[source_column].tolist()
+        sources = [read_label(cells[i], row=i, name=name, column=source_column) or "(none)" for i in kept]
+    return Rows(
+        [texts[i] for i in kept],
+        [labels[i] for i in kept],
+        groups=groups,
+        split=split,
+        times=times,
+        sources=sources,
+        row_ids=kept,
+        n_rows=len(frame),
+    )
 
 
 def join_rows(parts: Sequence[Rows], *, name: str) -> TextDataset:
@@ -100,6 +117,7 @@ def join_rows(parts: Sequence[Rows], *, name: str) -> TextDataset:
         groups=None if first.groups is None else tuple(g for part in parts for g in part.groups or ()),
         split=None if split is None else tuple(split),
         times=None if first.times is None else tuple(t for part in parts for t in part.times or ()),
+        sources=None if first.sources is None else tuple(s for part in parts for s in part.sources or ()),
         name=name,
         n_dropped=sum(part.n_rows - len(part.texts) for part in parts),
         row_ids=tuple(start + i for start, part in zip(starts, parts, strict=True) for i in part.row_ids),

@@ -28,6 +28,8 @@ class TextDataset:
         ``"train"`` or ``"test"`` per row where the source brings its own test rows.
     times : tuple of float or None
         When each row is from; `prepare` then tests on the latest.
+    sources : tuple of str or None
+        Where each row is from: a publisher, an annotator, a file.
     name : str
         What the report calls it.
     n_dropped : int
@@ -52,6 +54,7 @@ class TextDataset:
     groups: tuple[str, ...] | None = None
     split: tuple[str, ...] | None = None
     times: tuple[float, ...] | None = None
+    sources: tuple[str, ...] | None = None
     name: str = "data"
     n_dropped: int = 0
     row_ids: tuple[int, ...] | None = None
@@ -59,7 +62,7 @@ class TextDataset:
     refused: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
-        for column in ("labels", "groups", "split", "times", "row_ids", "compared"):
+        for column in ("labels", "groups", "split", "times", "sources", "row_ids", "compared"):
             values = getattr(self, column)
             if values is not None and len(values) != len(self.texts):
                 raise DataError(f"{len(self.texts)} texts but {len(values)} {column}: give one per text.")
@@ -83,6 +86,7 @@ class TextDataset:
             labels=pick(self.labels),
             groups=None if self.groups is None else pick(self.groups),
             split=None if self.split is None else pick(self.split),
+            sources=None if self.sources is None else pick(self.sources),
             name=self.name,
             n_dropped=self.n_dropped,
             row_ids=tuple(rows) if self.row_ids is None else pick(self.row_ids),
@@ -92,10 +96,12 @@ class TextDataset:
 
 
 def fingerprint(dataset: TextDataset) -> str:
-    """Return the SHA-256 of texts, labels, groups, split and times, as hexadecimal text."""
+    """Return the SHA-256 of texts, labels, groups, split, times and sources, as hexadecimal text."""
     digest = hashlib.sha256()
     if dataset.times is not None:
         digest.update(repr(dataset.times).encode())
+    if dataset.sources is not None:
+        digest.update(repr(dataset.sources).encode("utf-8", "surrogatepass"))
     for column in (dataset.texts, dataset.labels, dataset.groups, dataset.split):
         digest.update(b"-" if column is None else f"{len(column)}:".encode())
         for value in column or ():

@@ -103,6 +103,7 @@ def prepare_splits(
         groups=tuple(groups.tolist()),
         part=tuple(PARTS[p] for p in part),
         row_ids=tuple(row_ids[merged.rows[i]] for i in kept),
+        sources=None if dataset.sources is None else tuple(dataset.sources[merged.rows[i]] for i in kept),
     )
     own_test = has_own_test(dataset)
     check_parts(splits, own_test=own_test, name=name)

@@ -26,6 +26,7 @@ def load_dataset(
     task: str | None = None,
     group_column: str | None = None,
     time_column: str | None = None,
+    source_column: str | None = None,
     test_source: str | Path | None = None,
     hub_config: str | None = None,
     hub_split: str = "train",
@@ -47,6 +48,8 @@ def load_dataset(
         Rows with the same value never stand on two sides of a split.
     time_column : str, optional
         Dates or numbers; the latest rows become the test rows.
+    source_column : str, optional
+        Where each row is from; a run then tells whether that gives its label away.
     test_source : str or Path, optional
         A second file with the same columns whose rows are the test rows.
     hub_config, hub_split, hub_test_split : str, optional
@@ -66,10 +69,10 @@ def load_dataset(
     """
     name = str(source)
     if task is not None or name in TASKS:
-        if text_column or label_column or group_column or time_column:
+        if text_column or label_column or group_column or time_column or source_column:
             raise DataError(
-                f"task '{task or name}' knows its own columns: leave out text_column, label_column, group_column and "
-                "time_column, or leave out the task."
+                f"task '{task or name}' knows its own columns: leave out text_column, label_column, group_column, "
+                "time_column and source_column, or leave out the task."
             )
         return _load_known(name, task, encoding=encoding, test_source=test_source)
     read, is_file = _choose_reader(name, hub_config=hub_config, encoding=encoding)
@@ -94,6 +97,7 @@ def load_dataset(
             label_column=label_column,
             group_column=group_column,
             time_column=time_column,
+            source_column=source_column,
         )
         for frame, n in zip(frames, names, strict=False)
     ]

@@ -14,6 +14,7 @@ from embedtune.files import replace_file, write_json
 
 PARTS = ("tune", "train", "test")
 _COLUMNS = ("row_id", "text", "label", "group", "part")
+_SOURCE = "source"
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Splits:
         ``"tune"``, ``"train"`` or ``"test"``.
     row_ids : tuple of int
         Row numbers in the source, from 0.
+    sources : tuple of str or None
+        Where each row is from, where the data say it.
     """
 
     texts: tuple[str, ...]
@@ -37,6 +40,7 @@ class Splits:
     groups: tuple[int, ...]
     part: tuple[str, ...]
     row_ids: tuple[int, ...]
+    sources: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -67,6 +71,8 @@ def write_splits(splits: Splits, audit: dict[str, Any], data_dir: str | Path) ->
     table = pa.table(
         {name: pa.array(list(v), type=t) for name, v, t in zip(_COLUMNS, columns, types, strict=True)}
     )
+    if splits.sources is not None:
+        table = table.append_column(_SOURCE, pa.array(list(splits.sources), type=pa.string()))
     write_json(data_dir / "audit.json", audit)
     with replace_file(data_dir / "splits.parquet") as scratch:
         pq.write_table(table, scratch)
@@ -87,12 +93,19 @@ def read_splits(data_dir: str | Path) -> Splits:
     if not path.exists():
         raise DataError(f"{path} doesn't exist: prepare the data first.")
     try:
-        table = pq.read_table(path, columns=list(_COLUMNS))
+        table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{path} is damaged or wasn't written here: delete it and prepare the data again."
         ) from error
-    if table.column_names != list(_COLUMNS):
+    if table.column_names not in (list(_COLUMNS), [*_COLUMNS, _SOURCE]):
         raise DataError(f"{path} is damaged or wasn't written here: delete it and prepare the data again.")
-    row_ids, texts, labels, groups, part = (tuple(column.to_pylist()) for column in table.columns)
-    return Splits(texts=texts, labels=labels, groups=groups, part=part, row_ids=row_ids)
+    row_ids, texts, labels, groups, part, *rest = (tuple(column.to_pylist()) for column in table.columns)
+    return Splits(
+        texts=texts,
+        labels=labels,
+        groups=groups,
+        part=part,
+        row_ids=row_ids,
+        sources=rest[0] if rest else None,
+    )

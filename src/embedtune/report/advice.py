@@ -33,6 +33,11 @@ def advise(results: Mapping[str, Any]) -> list[str]:
             "These rows can't tell the frozen backbones from words alone: the arm floor needs no language model, "
             "and its classifier is in arms/floor."
         )
+    if (results.get("sources") or {}).get("confounded"):
+        said.append(
+            "Test on a source that no training row is from: here the text gives its source away, and the source the "
+            "label, so these scores may not carry over."
+        )
     n_wrong = ((results.get("suspects") or {}).get("n") or {}).get("label", 0)
     if n_wrong:
         said.append(

@@ -116,10 +116,15 @@ def _describe_task(run: RunContent, anchor: str) -> dict[str, Any]:
         ],
         "cascade": results.get("cascade"),
         "cascade_plot": draw_cascade(results.get("cascade")),
+        "sources": results.get("sources"),
         "suspects": run.suspects,
         "n_suspects": (results.get("suspects") or {}).get("n") or {},
         "mistakes": run.mistakes,
         "costs": _describe_costs(arms),
+        "prompting": [
+            {"name": name, **{key: "–" if v is None else f"{100 * v:.3g} %" for key, v in shares.items()}}
+            for name, shares in (results.get("against_prompting") or {}).items()
+        ],
         "environment": results.get("environment") or {},
         "config": run.config,
     }
