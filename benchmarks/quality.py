@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 
@@ -59,6 +60,8 @@ OURS = {
         StaticEncoder(), MLPClassifier((512,), early_stopping=True, max_iter=200, random_state=seed)
     ),
 }
+#: The arm that the training rows favour.
+CHOSEN = "embedtune, chosen"
 FEW = ("embedtune, frozen", "embedding + logistic", "SetFit")
 
 
@@ -107,17 +110,28 @@ def run_until(stage: str, data: str, seed: int, work: Path) -> Path:
 
 
 def note_arms(data: str, seed: int, run: Path) -> None:
+    """Note every arm, and which of them the training rows favour, by out-of-fold macro-F1."""
     splits = read_splits(run / "data")
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    judged = {arm: score_out_of_fold(run / "predictions" / "out-of-fold" / f"{arm}.parquet") for arm in ARMS}
     for arm in ARMS:
         probabilities = read_predictions(run / "predictions" / f"{arm}.parquet", splits)
         found = results["arms"][arm]
         facts = {
             "seconds": found["cost"]["seconds"],
             "sets": found["sets"],
-            "is_best": results["best"] == arm,
+            "out_of_fold": judged[arm],
+            "is_chosen": arm == max(judged, key=judged.__getitem__),
         }
         note(data, seed, arm, None, splits, probabilities, facts)
+
+
+def score_out_of_fold(path: Path) -> float:
+    """Return the macro-F1 of an arm's out-of-fold probabilities."""
+    table = pq.read_table(path).to_pandas()
+    names = sorted(set(table["label"]))
+    probabilities = table[[f"p:{name}" for name in names]].to_numpy()
+    return compute_metrics([names.index(label) for label in table["label"]], probabilities)["macro_f1"]
 
 
 def note_method(data: str, seed: int, method: str, splits: Splits, n: int | None, python: str) -> None:
@@ -179,30 +193,56 @@ def read_results() -> list[dict[str, Any]]:
 
 
 def draw(rows: list[dict[str, Any]]) -> str:
-    """Return the tables: macro-F1 in per cent, mean and standard deviation over seeds, by method and data."""
-    lines = []
+    """Return the tables: macro-F1 and seconds by method and data, and what the shipped probabilities are worth."""
+    lines: list[str] = []
     for n in sorted({row["labels_per_class"] for row in rows}, key=lambda n: n or 10**9):
         cells: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
         for row in rows:
             if row["labels_per_class"] == n:
                 cells[row["method"], row["data"]].append(row)
+                if row.get("is_chosen"):
+                    cells[CHOSEN, row["data"]].append(row)
         data = [name for name in DATA if any(name == key[1] for key in cells)]
         methods = list(dict.fromkeys(method for method, _ in cells))
-        lines += ["", "All labels" if n is None else f"{n} labels per class", ""]
-        lines += ["| | " + " | ".join(data) + " | mean |", "|---" * (len(data) + 2) + "|"]
-        for method in methods:
-            scores = [[100 * row["macro_f1"] for row in cells[method, name]] for name in data]
-            shown = [_say(own) for own in scores]
-            mean = f"{np.mean([np.mean(s) for s in scores]):.1f}" if all(scores) else "–"
-            lines.append(f"| {method} | " + " | ".join(shown) + f" | {mean} |")
+        title = "All labels" if n is None else f"{n} labels per class"
+        shown = {method: [_say_scores(cells[method, name]) for name in data] for method in methods}
+        lines += _draw_table(f"{title}: macro-F1, %, mean and standard deviation over seeds", data, shown)
+        seconds = {method: [_say_seconds(cells[method, name]) for name in data] for method in methods}
+        lines += _draw_table(f"{title}: seconds to train and to label the test rows", data, seconds)
+        if n is None:
+            worth = {
+                "calibration error": [
+                    _say_mean([row["calibration_error"] for row in cells[CHOSEN, d]]) for d in data
+                ],
+                "coverage of 90 % sets": [
+                    _say_mean([row["sets"]["covered"] for row in cells[CHOSEN, d]]) for d in data
+                ],
+                "labels in a set": [
+                    _say_mean([row["sets"]["mean_size"] for row in cells[CHOSEN, d]]) for d in data
+                ],
+            }
+            lines += _draw_table("What the chosen arm's probabilities are worth", data, worth)
     return "\n".join(lines)
 
 
-def _say(scores: list[float]) -> str:
-    if not scores:
-        return "–"
-    spread = np.std(scores, ddof=1) if len(scores) > 1 else 0
-    return f"{np.mean(scores):.1f} ± {spread:.1f} ({len(scores)})"
+def _draw_table(title: str, columns: list[str], rows: dict[str, list[str]]) -> list[str]:
+    head = ["", title, "", "| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    return head + [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items()]
+
+
+def _say_scores(rows: list[dict[str, Any]]) -> str:
+    scores = [100 * row["macro_f1"] for row in rows]
+    if len(scores) < 2:
+        return f"{scores[0]:.1f}" if scores else "–"
+    return f"{np.mean(scores):.1f} ± {np.std(scores, ddof=1):.1f} ({len(scores)})"
+
+
+def _say_seconds(rows: list[dict[str, Any]]) -> str:
+    return f"{np.median([row['seconds'] for row in rows]):.0f}" if rows else "–"
+
+
+def _say_mean(values: list[float]) -> str:
+    return f"{np.mean(values):.3f}" if values else "–"
 
 
 if __name__ == "__main__":
