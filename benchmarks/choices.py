@@ -2,7 +2,8 @@
 
     python benchmarks/choices.py SOURCE ... [--max-rows 5000]
 
-A source is a file or a built-in task. Everything is judged out of fold inside tune + train of seed 0; test rows aren't looked at.
+A source is a file or a built-in task. Everything is judged out of fold inside tune + train of seed 0; test rows aren't
+looked at.
 docs/quality.md has the figures.
 """
 

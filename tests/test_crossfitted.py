@@ -42,6 +42,37 @@ def test_fit_transform_repeated_text_gets_the_same_row(encoders: list[Transforme
     np.testing.assert_array_equal(found[0], found[2])
 
 
+@pytest.mark.parametrize("layers", [(-1, 1), (1, 2)])
+def test_own_heads_opinions_are_a_last_block(
+    encoders: list[TransformerEncoder], layers: tuple[int, ...]
+) -> None:
+    rng = np.random.default_rng(0)
+    heads = [
+        (rng.normal(size=(3, 32)).astype(np.float32), rng.normal(size=3).astype(np.float32)) for _ in range(3)
+    ]
+    own = [clone(encoder).set_params(layers=layers) for encoder in encoders]
+    encoder = CrossFittedEncoder(own, folds=FOLDS, heads=heads)
+    assert encoder.widths_ == (32, 32, 3)
+    found = encoder.fit_transform(TEXTS)
+    np.testing.assert_array_equal(
+        found[:, :64], CrossFittedEncoder(own, folds=FOLDS).fit_transform(TEXTS)[:, :64]
+    )
+    for row, text in zip(found, TEXTS, strict=True):
+        k = FOLDS[text]
+        last = clone(encoders[k]).set_params(layers=(-1,)).transform([text])[0]
+        logits = last @ heads[k][0].T + heads[k][1]
+        np.testing.assert_allclose(row[64:], logits - np.log(np.exp(logits).sum()), atol=1e-4)
+    mean = encoder.transform(["revenue rose"])[0]
+    assert mean.shape == (67,)
+    assert np.exp(mean[64:]).sum() <= 1 + 1e-5
+
+
+def test_heads_and_encoders_of_different_number_are_refused(encoders: list[TransformerEncoder]) -> None:
+    heads = [(np.zeros((3, 32), np.float32), np.zeros(3, np.float32))]
+    with pytest.raises(ConfigError, match="3 encoders and 1 heads: give one head per encoder"):
+        CrossFittedEncoder(encoders, folds=FOLDS, heads=heads).transform(TEXTS)
+
+
 def test_transform_is_the_mean_over_all_encoders(encoders: list[TransformerEncoder]) -> None:
     found = CrossFittedEncoder(encoders).transform(["revenue rose", TEXTS[0]])
     expected = np.mean([encoder.transform(["revenue rose", TEXTS[0]]) for encoder in encoders], axis=0)
@@ -62,7 +93,12 @@ def test_clone_keeps_folds_and_copies_encoders(encoders: list[TransformerEncoder
 def test_stack_reads_a_cross_fitted_view_as_it_reads_a_plain_one(encoders: list[TransformerEncoder]) -> None:
     views = [("bert", CrossFittedEncoder(encoders, folds=FOLDS)), ("lexical", LexicalEncoder())]
     classifier = EmbedClassifier(views, "stack").fit(TEXTS, LABELS)
-    assert classifier.head_.views_ == ((0,), (0, 1), (2,), (3,))
+    assert {step["view"] for step in classifier.selection_} == {
+        "bert, layer 3",
+        "bert, 2 layers",
+        "lexical, words",
+        "lexical, characters",
+    }
 
 
 def test_bundle_holds_all_encoders_and_no_training_text(

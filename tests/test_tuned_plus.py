@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from scipy.special import log_softmax
 
 from embedtune import EmbedClassifier, TransformerEncoder, load_bundle, pipeline
 from embedtune.data.splits import read_splits
@@ -104,7 +105,12 @@ def test_test_rows_are_read_by_all_adapters_and_averaged(spied: tuple[Path, Spy]
     texts = [splits.texts[i] for i in splits.rows("test")]
     bundle = load_bundle(out / "arms" / "tuned+")
     (_, bert), (_, lexical) = bundle.views_
-    mean = np.mean([encoder.transform(texts) for encoder in bert.encoders], axis=0)
+    read = []
+    for encoder, (weight, bias) in zip(bert.encoders, bert.heads, strict=True):
+        layers = encoder.transform(texts)
+        last = layers[:, :32] if encoder.layers_[0] == 4 else layers[:, 32:]
+        read.append(np.hstack([layers, log_softmax(last @ weight.T + bias, axis=1)]))
+    mean = np.mean(read, axis=0)
     X = np.hstack([mean, lexical.transform(texts).toarray()])
     table = pq.read_table(out / "predictions" / "tuned+.parquet")
     found = bundle.calibrator_.transform(bundle.head_.predict_proba(X))

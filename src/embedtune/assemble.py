@@ -15,7 +15,7 @@ from embedtune.embed.encoder import TransformerEncoder
 from embedtune.embed.lexical import LexicalEncoder
 from embedtune.embed.static import StaticEncoder
 from embedtune.embed.store import EmbeddingStore
-from embedtune.finetune.saved import read_finetuned
+from embedtune.finetune.saved import read_finetuned, read_heads
 from embedtune.plan import (
     SCANNED_POOLINGS,
     TUNED_ON,
@@ -50,8 +50,12 @@ def build_classifier(run: TaskRun, arm: str, seed: int) -> EmbedClassifier:
             trainings = list_trainings(run, arm) if view.model in tuned else []
             adapters = [adapter_dir(run, view.model, training, seed) for training in trainings]
             encoders = [build_encoder(run, view, adapter=adapter) for adapter in adapters or (None,)]
-            is_alone = len(encoders) == 1
-            views.append((name, encoders[0] if is_alone else CrossFittedEncoder(encoders, folds=folds)))
+            if len(encoders) == 1:
+                views.append((name, encoders[0]))
+            else:
+                # the co-occurrence head takes blocks of one width only
+                heads = None if settings.head == "cooccurrence" else read_heads(adapters)
+                views.append((name, CrossFittedEncoder(encoders, folds=folds, heads=heads)))
         elif isinstance(view, StaticView):
             views.append((name, StaticEncoder(view.source)))
         else:

@@ -33,6 +33,7 @@ from embedtune.embed.lexical import LexicalEncoder
 from embedtune.embed.static import StaticEncoder
 from embedtune.errors import BundleError
 from embedtune.files import link_or_copy, replace_dir, write_json
+from embedtune.finetune.saved import read_heads
 
 SCHEMA = 1
 CALIBRATOR = "calibrator.skops"
@@ -181,7 +182,12 @@ def _write_view(name: str, encoder: Any, folder: Path) -> dict[str, Any]:
         return view
     if isinstance(encoder, CrossFittedEncoder):
         folds = [_write_view(f"{name}/fold{k}", fold, folder) for k, fold in enumerate(encoder.encoders)]
-        return {"name": name, "kind": "cross-fitted", "encoders": folds}
+        return {
+            "name": name,
+            "kind": "cross-fitted",
+            "encoders": folds,
+            "own_heads": encoder.heads is not None,
+        }
     if isinstance(encoder, StaticEncoder):
         return {"name": name, "kind": "static", "params": _plain(encoder.get_params())}
     if isinstance(encoder, LexicalEncoder):
@@ -198,9 +204,9 @@ def _write_view(name: str, encoder: Any, folder: Path) -> dict[str, Any]:
 
 def _read_view(view: dict[str, Any], path: Path, *, store: Any, device: str) -> Any:
     if view["kind"] == "cross-fitted":
-        return CrossFittedEncoder(
-            [_read_view(fold, path, store=store, device=device) for fold in view["encoders"]]
-        )
+        encoders = [_read_view(fold, path, store=store, device=device) for fold in view["encoders"]]
+        heads = read_heads([encoder.adapter for encoder in encoders]) if view["own_heads"] else None
+        return CrossFittedEncoder(encoders, heads=heads)
     params: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in view["params"].items()
     }

@@ -340,13 +340,19 @@ class _Reading(NamedTuple):
 
 
 def _list_readings(views: Sequence[NamedEncoder]) -> list[_Reading]:
-    """Return the readings of all encoders: several layers as the last one, and all of them; others one by one."""
+    """Return the readings of all encoders: several layers as the last one, and all of them; others one by one.
+
+    The own heads of a cross-fitted backbone are a reading of theirs, which comes with it.
+    """
     readings: list[_Reading] = []
     first = 0
     for number, (name, encoder) in enumerate(views):
         blocks = tuple(range(first, first + len(encoder.widths_)))
         first += len(blocks)
         is_backbone = isinstance(encoder, TransformerEncoder | CrossFittedEncoder)
+        if isinstance(encoder, CrossFittedEncoder) and encoder.heads is not None:
+            readings.append(_Reading(f"{name}, its own heads", blocks[-1:], number))
+            blocks = blocks[:-1]
         if len(blocks) == 1:
             readings.append(_Reading(name, blocks, number if is_backbone else None))
         elif not is_backbone:  # a lexical view's two kinds of n-grams

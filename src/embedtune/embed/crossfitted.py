@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import log_softmax
+from sklearn.base import clone
 
 from embedtune.embed.encoder import TransformerEncoder
 from embedtune.embed.texts import FrozenEncoder, check_texts
 from embedtune.errors import ConfigError, DataError
+
+#: Weights (n_labels, width) and biases (n_labels,), float32.
+Head: TypeAlias = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 class CrossFittedEncoder(FrozenEncoder):
@@ -26,11 +31,16 @@ class CrossFittedEncoder(FrozenEncoder):
         seed: their heads then start from the same directions, and their embeddings are of a kind.
     folds : mapping of str to int, optional
         The fold of each text that any encoder was fine-tuned on. Only `fit_transform` needs it.
+    heads : sequence of (weight, bias), optional
+        Each encoder's own classification head, float32 (n_labels, width) and (n_labels,), on the last layer's pooled
+        vector. Its log-probabilities are then a last block of columns: they are of a kind whatever the adapter.
 
     Attributes
     ----------
-    layers_, widths_ : tuple of int
+    layers_ : tuple of int
         As each encoder has them.
+    widths_ : tuple of int
+        As each encoder has them, and the number of labels where there are heads.
     n_parameters_ : int or None
         Parameters of all encoders together; None before all were loaded.
 
@@ -40,10 +50,15 @@ class CrossFittedEncoder(FrozenEncoder):
     """
 
     def __init__(
-        self, encoders: Sequence[TransformerEncoder], *, folds: Mapping[str, int] | None = None
+        self,
+        encoders: Sequence[TransformerEncoder],
+        *,
+        folds: Mapping[str, int] | None = None,
+        heads: Sequence[Head] | None = None,
     ) -> None:
         self.encoders = encoders
         self.folds = folds
+        self.heads = heads
 
     def fit(self, X: Sequence[str], y: Any = None) -> Self:
         """Do nothing: the encoders were fine-tuned before."""
@@ -74,9 +89,9 @@ class CrossFittedEncoder(FrozenEncoder):
                 )
         fold = np.array([of_text[text] for text in texts], dtype=np.int64)
         embeddings = np.empty((len(texts), sum(self.widths_)), dtype=np.float32)
-        for k, encoder in enumerate(self.encoders):
+        for k in range(len(self.encoders)):
             rows = np.flatnonzero(fold == k)
-            embeddings[rows] = encoder.transform([texts[row] for row in rows])
+            embeddings[rows] = self._read(k, [texts[row] for row in rows])
         return embeddings
 
     def transform(self, X: Sequence[str]) -> NDArray[np.float32]:
@@ -90,8 +105,8 @@ class CrossFittedEncoder(FrozenEncoder):
         texts = check_texts(X)
         self._check()
         total = np.zeros((len(texts), sum(self.widths_)), dtype=np.float32)
-        for encoder in self.encoders:
-            total += encoder.transform(texts)
+        for k in range(len(self.encoders)):
+            total += self._read(k, texts)
         return total / np.float32(len(self.encoders))
 
     @property
@@ -101,8 +116,9 @@ class CrossFittedEncoder(FrozenEncoder):
 
     @property
     def widths_(self) -> tuple[int, ...]:
-        """Columns per layer."""
-        return self.encoders[0].widths_
+        """Columns per layer, and of the heads' log-probabilities."""
+        own = () if self.heads is None else (len(self.heads[0][1]),)
+        return (*self.encoders[0].widths_, *own)
 
     @property
     def n_parameters_(self) -> int | None:
@@ -111,7 +127,28 @@ class CrossFittedEncoder(FrozenEncoder):
         known = [count for count in counts if count is not None]
         return sum(known) if len(known) == len(counts) else None
 
+    def _read(self, k: int, texts: list[str]) -> NDArray[np.float32]:
+        """Return what encoder `k` reads of the texts, (n_texts, sum of widths)."""
+        encoder = self.encoders[k]
+        if self.heads is None:
+            found: NDArray[np.float32] = encoder.transform(texts)
+            return found
+        last = clone(encoder).set_params(layers=(-1,)).layers_[0]
+        if last not in encoder.layers_:  # one pass reads both
+            encoder = clone(encoder).set_params(layers=(*encoder.layers_, last))
+        embeddings: NDArray[np.float32] = encoder.transform(texts)
+        width = encoder.widths_[0]
+        place = encoder.layers_.index(last) * width
+        weight, bias = self.heads[k]
+        opinions = log_softmax(embeddings[:, place : place + width] @ weight.T + bias, axis=1)
+        return np.hstack([embeddings[:, : width * len(self.layers_)], opinions])
+
     def _check(self) -> None:
+        if self.heads is not None and len(self.heads) != len(self.encoders):
+            raise ConfigError(
+                f"cross-fitting has {len(self.encoders)} encoders and {len(self.heads)} heads: give one head per "
+                "encoder."
+            )
         if len(self.encoders) < 2:
             raise ConfigError(
                 f"cross-fitting has {len(self.encoders)} encoders: give two or more, one per fold."

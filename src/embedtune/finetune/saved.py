@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,21 @@ def write_facts(folder: Path, facts: dict[str, Any]) -> None:
         "backbone_sha256": hash_adapter(folder),
     }
     write_json(folder / FACTS, {"schema": SCHEMA, **facts, **hashes})
+
+
+def read_heads(
+    paths: Sequence[str | Path],
+) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]] | None:
+    """Return the (weight, bias) of each fine-tuned backbone's own head, None where instruction tuning left none.
+
+    Raises
+    ------
+    BundleError
+        As `read_finetuned`.
+    """
+    heads = [(tuned.head_weight, tuned.head_bias) for tuned in map(read_finetuned, paths)]
+    found = [(weight, bias) for weight, bias in heads if weight is not None and bias is not None]
+    return found if len(found) == len(heads) else None
 
 
 def read_finetuned(path: str | Path) -> FineTuned:
