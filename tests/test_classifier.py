@@ -113,6 +113,26 @@ def test_stack_drops_a_backbone_that_is_not_worth_running(
     assert list(again.predict(["margin fell"])) == ["down"]
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+def test_layers_are_scaled_to_norm_one_for_linear_heads(
+    views: list[tuple[str, object]], tmp_path: Path, normalize: bool
+) -> None:
+    classifier = EmbedClassifier(views, "ridge", normalize=normalize).fit(TEXTS, LABELS)
+    X = classifier.transform(TEXTS).toarray()
+    norms = np.linalg.norm(X[:, :32], axis=1), np.linalg.norm(X[:, 32:64], axis=1)
+    assert all(np.allclose(norm, 1, atol=1e-5) for norm in norms) is normalize
+    classifier.save(tmp_path / "bundle")
+    again = load_bundle(tmp_path / "bundle")
+    assert again.normalizes_ is normalize
+    np.testing.assert_array_equal(again.predict_proba(TEXTS), classifier.predict_proba(TEXTS))
+
+
+@pytest.mark.parametrize("head", ["cooccurrence", LogisticRegression()])
+def test_other_heads_get_the_vectors_as_they_are(views: list[tuple[str, object]], head: object) -> None:
+    classifier = EmbedClassifier(views[:1], head).fit(TEXTS, LABELS)
+    np.testing.assert_array_equal(classifier.transform(TEXTS), views[0][1].transform(TEXTS))
+
+
 def test_no_texts_give_no_predictions() -> None:
     classifier = EmbedClassifier([LexicalEncoder()], "logistic").fit(TEXTS, LABELS)
     assert classifier.predict_proba([]).shape == (0, 3)

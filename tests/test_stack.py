@@ -231,6 +231,26 @@ def test_auto_equal_macro_f1_is_decided_by_log_loss(monkeypatch: pytest.MonkeyPa
     assert AutoHead(WIDTHS).fit(*make_rows(90)).choice_ == "ridge"
 
 
+def test_auto_with_few_rows_reads_first_and_free_dense_views_alone() -> None:
+    X, y = make_rows(60)
+    views = [(0,), (0, 1), (1,), (2,)]  # the last is sparse
+    head = AutoHead(WIDTHS, views=views, sources=(0, 0, None, None)).fit(X[:30], y[:30])
+    assert head.choice_ == "few"
+    assert head.blocks_ == [0, 1]
+    alone = LogisticHead(WIDTHS[:2], C=head.head_.C_).fit(X[:30, :13], y[:30])
+    np.testing.assert_allclose(head.predict_proba(X), alone.predict_proba(X[:, :13]), atol=1e-6)
+    before = head.predict_proba(X)
+    head.keep_blocks([0, 1])
+    np.testing.assert_allclose(head.predict_proba(X[:, :13]), before, atol=1e-12)
+    assert AutoHead(WIDTHS, views=views, sources=(0, 0, None, None)).fit(*make_rows(90)).choice_ != "few"
+
+
+def test_auto_with_few_rows_and_nothing_dense_still_reads_something() -> None:
+    X, y = make_rows(30)
+    head = AutoHead(WIDTHS, views=[(2,), (2,)]).fit(X, y)
+    assert head.blocks_ == [2]
+
+
 def test_auto_one_view_has_nothing_to_stack() -> None:
     X, y = make_rows(90)
     assert set(AutoHead(WIDTHS, views=[(0, 1, 2)]).fit(X, y).cv_scores_) == {"logistic", "ridge"}

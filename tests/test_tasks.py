@@ -184,8 +184,8 @@ def test_load_dataset_task_whose_data_is_not_under_embedtune_data(
         ),
         (
             {"source": "sentiment", "text_column": "text"},
-            "task 'sentiment' knows its own columns: leave out text_column, label_column, group_column and "
-            "time_column, or leave out the task.",
+            "task 'sentiment' knows its own columns: leave out text_column, label_column, group_column, "
+            "time_column and source_column, or leave out the task.",
         ),
         (
             {"source": "sentiment", "test_source": "b.csv"},

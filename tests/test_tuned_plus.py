@@ -111,6 +111,8 @@ def test_test_rows_are_read_by_all_adapters_and_averaged(spied: tuple[Path, Spy]
         last = layers[:, :32] if encoder.layers_[0] == 4 else layers[:, 32:]
         read.append(np.hstack([layers, log_softmax(last @ weight.T + bias, axis=1)]))
     mean = np.mean(read, axis=0)
+    for block in (mean[:, :32], mean[:, 32:64]):
+        block /= np.linalg.norm(block, axis=1, keepdims=True)
     X = np.hstack([mean, lexical.transform(texts).toarray()])
     table = pq.read_table(out / "predictions" / "tuned+.parquet")
     found = bundle.calibrator_.transform(bundle.head_.predict_proba(X))

@@ -36,6 +36,7 @@ def build_classifier(run: TaskRun, arm: str, seed: int) -> EmbedClassifier:
     settings = run.experiment.fit
     options: dict[str, Any] = {
         "class_weight": settings.class_weight,
+        "normalize": settings.normalize,
         "calibration": settings.calibration,
         "decision": settings.decision,
         "random_state": seed,
@@ -124,7 +125,7 @@ def read_at_test_length(run: TaskRun, classifier: EmbedClassifier) -> EmbedClass
                 one.set_params(max_length=view.test_max_length)
         views.append((name, encoder))
     return EmbedClassifier.from_fitted(
-        views, classifier.head_, classifier.calibrator_, classifier.decision_weights_
+        views, classifier.head_, classifier.calibrator_, classifier.decision_weights_, classifier.normalizes_
     )
 
 

@@ -61,6 +61,8 @@ class BundleParts:
         Fitted, on the head's probabilities.
     decision_weights : ndarray of shape (n_labels,) or None
         What probabilities are multiplied by before the highest names the label.
+    normalizes : bool
+        Whether vectors are scaled to norm one before the head reads them.
     notes : mapping
         JSON-able facts kept with it: the run's task, arm, figures.
     """
@@ -70,6 +72,7 @@ class BundleParts:
     labels: Sequence[str]
     calibrator: Any = None
     decision_weights: NDArray[np.float64] | None = None
+    normalizes: bool = False
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -98,6 +101,7 @@ def write_bundle(parts: BundleParts, path: str | Path) -> Path:
             "labels": [_plain(label) for label in parts.labels],
             "views": views,
             "decision_weights": None if parts.decision_weights is None else parts.decision_weights.tolist(),
+            "normalizes": parts.normalizes,
             "head": {"kind": type(parts.head).__name__, "file": "head.skops"},
             "notes": dict(parts.notes),
             "files": files,
@@ -142,6 +146,7 @@ def read_bundle(path: str | Path, *, store: Any = None, device: str = "auto") ->
         manifest["labels"],
         calibrator=calibrator,
         decision_weights=None if weights is None else np.array(weights),
+        normalizes=manifest.get("normalizes", False),
         notes=manifest["notes"],
     )
 

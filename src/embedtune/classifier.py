@@ -45,6 +45,9 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Further parameters of a named head.
     class_weight : {"balanced"} or None
         For the named heads.
+    normalize : bool
+        Scale each text's vector, layer by layer, to norm one before a linear head or stack reads it. Other heads get
+        the vectors as they are.
     calibration : {"auto", "temperature", "isotonic", "none"}
         How a named head's probabilities are calibrated on out-of-fold training rows; see `Calibrator`. With ``"none"``
         there are no prediction sets either. A head of your own is left as it is.
@@ -65,6 +68,8 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Fitted encoders, without those that the head doesn't read.
     head_ : classifier
         Fitted head.
+    normalizes_ : bool
+        Whether vectors are scaled to norm one.
     calibrator_ : Calibrator or None
         Fitted calibrator.
     decision_weights_ : ndarray of shape (n_classes,) or None
@@ -90,6 +95,7 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         *,
         head_options: Mapping[str, Any] | None = None,
         class_weight: ClassWeight = None,
+        normalize: bool = True,
         calibration: Method = "auto",
         decision: Decision = "likeliest",
         random_state: int = 0,
@@ -98,6 +104,7 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.head = head
         self.head_options = head_options
         self.class_weight = class_weight
+        self.normalize = normalize
         self.calibration = calibration
         self.decision = decision
         self.random_state = random_state
@@ -139,7 +146,8 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"all {len(y)} labels are {y[0] if len(y) else 'missing'}: a classifier needs two or more."
             )
         self.views_ = [(name, clone(encoder)) for name, encoder in name_views(self.views)]
-        X = _join([encoder.fit_transform(texts) for _, encoder in self.views_])
+        self.normalizes_ = self.normalize and isinstance(self.head, str) and self.head != "cooccurrence"
+        X = self._join([encoder.fit_transform(texts) for _, encoder in self.views_])
         head = self._make_head() if isinstance(self.head, str) else clone(self.head)
         options: dict[str, Any] = {} if groups is None else {"groups": np.asarray(groups)}
         if validation is not None:
@@ -210,12 +218,20 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return winners
 
     def transform(self, texts: Sequence[str]) -> Any:
-        """Return the joined views, shape (n, sum of widths): dense float32, or CSR when a view is sparse."""
+        """Return the joined views as the head reads them, (n, sum of widths): dense float32, or CSR if one is sparse."""
         check_is_fitted(self, "head_")
         return self._join_views(texts)
 
     def _join_views(self, texts: Sequence[str]) -> Any:
-        return _join([encoder.transform(check_texts(texts)) for _, encoder in self.views_])
+        return self._join([encoder.transform(check_texts(texts)) for _, encoder in self.views_])
+
+    def _join(self, matrices: Sequence[Any]) -> Any:
+        if self.normalizes_:
+            encoders = [encoder for _, encoder in self.views_]
+            matrices = [
+                _normalize(matrix, encoder) for matrix, encoder in zip(matrices, encoders, strict=True)
+            ]
+        return _join(matrices)
 
     def save(self, path: str | Path, *, notes: Mapping[str, Any] | None = None) -> Path:
         """Write the fitted classifier as a bundle; see `embedtune.bundle`."""
@@ -226,6 +242,7 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             list(self.classes_),
             calibrator=self.calibrator_,
             decision_weights=self.decision_weights_,
+            normalizes=self.normalizes_,
             notes=notes or {},
         )
         return write_bundle(parts, path)
@@ -254,9 +271,11 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         head: Any,
         calibrator: Calibrator | None = None,
         decision_weights: NDArray[np.float64] | None = None,
+        normalizes: bool = False,
     ) -> Self:
         """Return a classifier of fitted encoders and a head fitted on their columns."""
         classifier = cls(list(views), head)
+        classifier.normalizes_ = normalizes
         classifier.decision_weights_ = decision_weights
         classifier.calibrator_, classifier.out_of_fold_, classifier.selection_ = calibrator, None, []
         classifier.views_, classifier.head_, classifier.classes_ = list(views), head, head.classes_
@@ -317,7 +336,9 @@ def load_bundle(path: str | Path, *, store: Any = None, device: str = "auto") ->
         If it is damaged, changed, too new, or its backbone differs from the one it was trained on.
     """
     parts = read_bundle(path, store=store, device=device)
-    return EmbedClassifier.from_fitted(parts.views, parts.head, parts.calibrator, parts.decision_weights)
+    return EmbedClassifier.from_fitted(
+        parts.views, parts.head, parts.calibrator, parts.decision_weights, parts.normalizes
+    )
 
 
 def name_views(views: Sequence[Any] | None) -> list[NamedEncoder]:
@@ -365,6 +386,20 @@ def _list_readings(views: Sequence[NamedEncoder]) -> list[_Reading]:
             readings.append(_Reading(f"{name}, layer {encoder.layers_[last]}", (blocks[last],), number))
             readings.append(_Reading(f"{name}, {len(blocks)} layers", blocks, number))
     return readings
+
+
+def _normalize(matrix: Any, encoder: Any) -> Any:
+    """Scale each embedding of a text to norm one; n-grams and heads' opinions stay as they are."""
+    if not isinstance(encoder, TransformerEncoder | CrossFittedEncoder | StaticEncoder):
+        return matrix
+    has_heads = isinstance(encoder, CrossFittedEncoder) and encoder.heads is not None
+    widths = encoder.widths_[:-1] if has_heads else encoder.widths_
+    scaled = np.array(matrix, dtype=np.float32)
+    ends = np.cumsum(widths)
+    for end, width in zip(ends, widths, strict=True):
+        block = scaled[:, end - width : end]
+        block /= np.maximum(np.linalg.norm(block, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    return scaled
 
 
 def _join(matrices: Sequence[Any]) -> Any:

@@ -23,6 +23,8 @@ METHODS = ("auto", "temperature", "isotonic", "none")
 NEAR = 5e-4
 #: Temperatures are sought between the exponentials of these.
 _LOG_TEMPERATURES = (-3.0, 3.0)
+#: Fewer rows than this don't draw a curve.
+MIN_ISOTONIC = 200
 _TINY = 1e-12
 
 
@@ -35,7 +37,7 @@ class Calibrator(BaseEstimator):  # type: ignore[misc]
         Temperature scaling divides the log-probabilities by one number. Isotonic regression maps each label's
         probability by an increasing step function, then scales them to sum to 1. ``"auto"`` takes the simplest of the
         three whose cross-validated log loss is within `NEAR` of the lowest; isotonic regression, which may change the
-        likeliest label, only if out-of-fold macro-F1 doesn't fall by it.
+        likeliest label, only from `MIN_ISOTONIC` rows and if out-of-fold macro-F1 doesn't fall by it.
     cv : int
         Folds of that choice.
     random_state : int
@@ -88,6 +90,8 @@ class Calibrator(BaseEstimator):  # type: ignore[misc]
         y = np.asarray(y)
         folds = assign_folds(y, groups=groups, n_folds=self.cv, random_state=self.random_state)
         methods = ["none", "temperature", "isotonic"] if self.method == "auto" else [self.method]
+        if self.method == "auto" and len(y) < MIN_ISOTONIC:
+            methods.remove("isotonic")
         found: dict[str, NDArray[np.float64]] = {}
         for method in methods:
             mapped = np.array(probabilities, dtype=np.float64)
@@ -95,7 +99,11 @@ class Calibrator(BaseEstimator):  # type: ignore[misc]
                 mapped[unseen] = _apply(_fit(method, probabilities[seen], y[seen]), probabilities[unseen])
             found[method] = mapped
         self.log_losses_ = {method: _measure(mapped, y) for method, mapped in found.items()}
-        if self.method == "auto" and _score(found["isotonic"], y) < _score(found["none"], y):
+        if (
+            "isotonic" in methods
+            and self.method == "auto"
+            and _score(found["isotonic"], y) < _score(found["none"], y)
+        ):
             methods.remove("isotonic")
         enough = min(self.log_losses_[method] for method in methods) + NEAR
         self.method_ = next(method for method in methods if self.log_losses_[method] <= enough)
