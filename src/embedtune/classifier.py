@@ -218,7 +218,7 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return winners
 
     def transform(self, texts: Sequence[str]) -> Any:
-        """Return the joined views as the head reads them, (n, sum of widths): dense float32, or CSR if one is sparse."""
+        """Return the joined views as the head reads them, (n, sum of widths): dense float32 or CSR."""
         check_is_fitted(self, "head_")
         return self._join_views(texts)
 
