@@ -53,5 +53,13 @@ def test_floor_that_is_as_good_and_labels_that_are_wrong_are_named() -> None:
     assert "1,200 labels contradict a classifier" in said[2]
 
 
+@pytest.mark.parametrize(("seeds", "told"), [([0], True), ([0, 1], False)])
+def test_one_seed_is_told_to_be_one(seeds: list[int], told: bool) -> None:
+    results = make_results("better")
+    for arm in results["arms"].values():
+        arm["seeds"] = seeds
+    assert any(said.startswith("One seed was run") for said in advise(results)) is told
+
+
 def test_scores_that_are_no_answer_give_no_advice() -> None:
     assert advise(make_results("better", verdict="Not an answer: heads were trained on the test rows.")) == []

@@ -44,6 +44,10 @@ def advise(results: Mapping[str, Any]) -> list[str]:
             f"Look through suspects.csv: {n_wrong:,} labels contradict a classifier that hadn't seen them, and no "
             "setting makes up for those that are wrong."
         )
+    if tuned and len(arms[tuned[0]["a"]].get("seeds") or ()) == 1:
+        said.append(
+            "One seed was run: with seeds=[0,1,2] the scores show how far fine-tuning differs from seed to seed."
+        )
     return said
 
 
