@@ -1,10 +1,9 @@
-"""What was tried on training rows and left out: whitened blocks, weights for macro-F1, further poolings.
+"""What was tried on training rows: whitened blocks, scaled vectors, weights for macro-F1, further poolings, few rows.
 
     python benchmarks/choices.py SOURCE ... [--max-rows 5000]
 
-A source is a file or a built-in task. Everything is judged out of fold inside tune + train of seed 0; test rows aren't
-looked at.
-docs/quality.md has the figures.
+A source is a file or a built-in task. Everything is judged out of fold, or on other rows, inside tune + train of seed
+0; test rows aren't looked at. docs/quality.md has the figures.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from embedtune import EmbedClassifier, LexicalEncoder, StaticEncoder, TransformerEncoder, load_dataset
 from embedtune.data.prepare import prepare_splits
 from embedtune.embed.store import EmbeddingStore
+from embedtune.heads import auto
 from embedtune.heads.crossfit import subsample_rows
 from embedtune.heads.decision import choose_weights, decide
 from embedtune.heads.linear import LogisticHead
@@ -33,37 +33,40 @@ def main() -> None:
     parser.add_argument("sources", nargs="+")
     parser.add_argument("--max-rows", type=int, default=5000)
     given = parser.parse_args()
-    sys.stdout.write(
-        "| data | standardised | whitened | likeliest label | weighted | mean pooling | with max and cls |\n"
-    )
-    sys.stdout.write("|---" * 7 + "|\n")
     for source in given.sources:
         splits, _ = prepare_splits(load_dataset(source))
         rows = splits.rows("tune", "train")
         y, groups = splits.codes[rows], np.asarray(splits.groups)[rows]
         chosen = subsample_rows(y, groups=groups, n_rows=given.max_rows, random_state=0)
         texts, y, groups = [splits.texts[row] for row in rows[chosen]], y[chosen], groups[chosen]
-        figures = [
-            *compare_scalings(texts, y, groups),
-            *compare_decisions(fit(texts, y, groups, poolings=["mean"]), y, groups),
-            measure(fit(texts, y, groups, poolings=["mean"]), y),
-            measure(fit(texts, y, groups, poolings=["mean", "max", "cls"]), y),
-        ]
-        cells = " | ".join(f"{100 * figure:.2f}" for figure in figures)
-        sys.stdout.write(f"| {source.rpartition('/')[2]} | {cells} |\n")
-        sys.stdout.flush()
+        sys.stdout.write(f"{source.rpartition('/')[2]}, {len(y)} rows, macro-F1 in per cent\n")
+        for name, score in compare_scalings(texts, y, groups).items():
+            say(f"logistic regression on five layers, {name}", score)
+        plain = fit(texts, y, groups, poolings=["mean"])
+        say("stack, mean pooling", measure(plain, y))
+        say("stack, mean, max and cls", measure(fit(texts, y, groups, poolings=["mean", "max", "cls"]), y))
+        for name, score in compare_decisions(plain, y, groups).items():
+            say(f"the same folds, {name}", score)
+        for name, score in compare_few(texts, y).items():
+            say(name, score)
 
 
-def compare_scalings(
-    texts: list[str], y: NDArray[np.int64], groups: NDArray[np.int64]
-) -> tuple[float, float]:
-    """Return the macro-F1 of logistic regression on the last five layers, each standardised or whitened."""
+def say(name: str, score: float) -> None:
+    sys.stdout.write(f"  {name}: {100 * score:.2f}\n")
+    sys.stdout.flush()
+
+
+def compare_scalings(texts: list[str], y: NDArray[np.int64], groups: NDArray[np.int64]) -> dict[str, float]:
+    """Return the macro-F1 of each way to scale: all standardise columns in the end."""
     encoder = read("mean")
-    X = encoder.transform(texts)
-    whitened = np.hstack([whiten(block) for block in np.split(X, len(encoder.widths_), axis=1)])
+    blocks = np.split(encoder.transform(texts), len(encoder.widths_), axis=1)
+    ways = {
+        "as they are": blocks,
+        "whitened": [whiten(block) for block in blocks],
+        "vectors of norm one": [block / np.linalg.norm(block, axis=1, keepdims=True) for block in blocks],
+    }
     head = LogisticHead(encoder.widths_)
-    scaled, white = (measure(head.fit_out_of_fold(columns, y, groups), y) for columns in (X, whitened))
-    return scaled, white
+    return {name: measure(head.fit_out_of_fold(np.hstack(way), y, groups), y) for name, way in ways.items()}
 
 
 def whiten(block: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -75,22 +78,36 @@ def whiten(block: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def compare_decisions(
     probabilities: NDArray[np.float64], y: NDArray[np.int64], groups: NDArray[np.int64]
-) -> tuple[float, float]:
+) -> dict[str, float]:
     """Return the macro-F1 of the likeliest labels and of weighted ones, the weights chosen on other folds."""
     likeliest, weighted = [], []
     for repeat in range(N_REPEATS):
-        folds = StratifiedGroupKFold(5, shuffle=True, random_state=repeat).split(texts_like(y), y, groups)
+        folds = StratifiedGroupKFold(5, shuffle=True, random_state=repeat).split(probabilities, y, groups)
         for seen, unseen in folds:
             weights = choose_weights(probabilities[seen], y[seen])
             likeliest.append(measure(probabilities[unseen], y[unseen]))
             named = decide(probabilities[unseen], weights)
             weighted.append(f1_score(y[unseen], named, average="macro", zero_division=0))
-    return float(np.mean(likeliest)), float(np.mean(weighted))
+    return {"likeliest label": float(np.mean(likeliest)), "weighted": float(np.mean(weighted))}
 
 
-def texts_like(y: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return a column for a splitter that looks at its length only."""
-    return np.zeros((len(y), 1), dtype=np.int64)
+def compare_few(texts: list[str], y: NDArray[np.int64]) -> dict[str, float]:
+    """Return the macro-F1 on up to 1,000 other rows of heads trained on few of each label, chosen among or not."""
+    found: dict[str, list[float]] = {}
+    for n in (8, 16, 32, 64):
+        for seed in range(N_REPEATS):
+            random = np.random.default_rng(seed)
+            seen = np.concatenate(
+                [random.choice(np.flatnonzero(y == k), n, replace=False) for k in range(int(y.max()) + 1)]
+            )
+            unseen = random.permutation(np.setdiff1d(np.arange(len(y)), seen))[:1000]
+            for name, bound in (("nothing chosen", 10**9), ("chosen by cross-validation", 0)):
+                auto.FEW_ROWS = bound
+                views = [read("mean"), StaticEncoder(), LexicalEncoder()]
+                classifier = EmbedClassifier(views).fit([texts[row] for row in seen], y[seen])
+                score = measure(classifier.predict_proba([texts[row] for row in unseen]), y[unseen])
+                found.setdefault(f"{n} rows per label, {name}", []).append(score)
+    return {name: float(np.mean(scores)) for name, scores in found.items()}
 
 
 def fit(

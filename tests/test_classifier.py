@@ -13,6 +13,7 @@ from sklearn.pipeline import make_pipeline
 from embedtune import EmbedClassifier, LexicalEncoder, TransformerEncoder, load_bundle
 from embedtune.embed.store import EmbeddingStore
 from embedtune.errors import DataError
+from embedtune.heads.stack import StackHead
 
 UP = ["sales rose", "profit rose by 4 %", "orders rose again", "income rose a little", "the margin rose"]
 DOWN = ["sales fell", "profit fell by 4 %", "orders fell again", "income fell a little", "the margin fell"]
@@ -131,6 +132,13 @@ def test_layers_are_scaled_to_norm_one_for_linear_heads(
 def test_other_heads_get_the_vectors_as_they_are(views: list[tuple[str, object]], head: object) -> None:
     classifier = EmbedClassifier(views[:1], head).fit(TEXTS, LABELS)
     np.testing.assert_array_equal(classifier.transform(TEXTS), views[0][1].transform(TEXTS))
+
+
+def test_stack_of_ones_own_reads_all_columns(views: list[tuple[str, object]]) -> None:
+    classifier = EmbedClassifier(views, StackHead()).fit(TEXTS, LABELS)
+    assert [name for name, _ in classifier.views_] == ["bert", "llama", "lexical"]
+    assert classifier.selection_ == []
+    assert classifier.predict_proba(TEXTS).shape == (15, 3)
 
 
 def test_no_texts_give_no_predictions() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from embedtune import load_dataset
 from embedtune.confounding import compare_with_majority, guess_labels, merge_rare
+from embedtune.data.corrections import correct_labels
 from embedtune.data.splits import read_splits
 from embedtune.errors import DataError
 from run_cases import write_recipe, write_rows
@@ -101,3 +102,12 @@ def test_source_column_is_read_and_a_missing_one_refused(tmp_path: Path) -> None
         load_dataset(data, source_column="publishr")
     with pytest.raises(DataError, match="knows its own columns: leave out"):
         load_dataset("sentiment", source_column="publisher")
+
+
+def test_sources_go_with_their_rows(tmp_path: Path) -> None:
+    dataset = load_dataset(write_sourced(tmp_path / "moves.csv", confounded=True), source_column="publisher")
+    (tmp_path / "corrected.csv").write_text("row,corrected\n0,-\n", encoding="utf-8")
+    corrected = correct_labels(dataset, tmp_path / "corrected.csv")
+    assert dataset.sources is not None
+    assert corrected.sources == dataset.sources[1:]
+    assert dataset.take([2, 0]).sources == (dataset.sources[2], dataset.sources[0])

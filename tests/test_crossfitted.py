@@ -10,7 +10,7 @@ from sklearn.base import clone
 
 from embedtune import EmbedClassifier, LexicalEncoder, TransformerEncoder, load_bundle
 from embedtune.embed.crossfitted import CrossFittedEncoder
-from embedtune.errors import ConfigError, DataError, EmbedtuneError
+from embedtune.errors import BundleError, ConfigError, DataError, EmbedtuneError
 from test_classifier import LABELS, TEXTS
 from tiny_models import build_tiny_bert
 
@@ -71,6 +71,17 @@ def test_heads_and_encoders_of_different_number_are_refused(encoders: list[Trans
     heads = [(np.zeros((3, 32), np.float32), np.zeros(3, np.float32))]
     with pytest.raises(ConfigError, match="3 encoders and 1 heads: give one head per encoder"):
         CrossFittedEncoder(encoders, folds=FOLDS, heads=heads).transform(TEXTS)
+
+
+def test_bundle_cannot_hold_heads_without_adapters(
+    encoders: list[TransformerEncoder], tmp_path: Path
+) -> None:
+    heads = [(np.ones((3, 32), np.float32), np.zeros(3, np.float32))] * 3
+    encoder = CrossFittedEncoder(encoders, folds=FOLDS, heads=heads)
+    classifier = EmbedClassifier([("bert", encoder)], "ridge").fit(TEXTS, LABELS)
+    with pytest.raises(BundleError, match="view 'bert' has heads but an encoder without an adapter"):
+        classifier.save(tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_transform_is_the_mean_over_all_encoders(encoders: list[TransformerEncoder]) -> None:

@@ -237,7 +237,7 @@ def test_run_sets_the_cost_of_reading_against_that_of_asking(finished: Path) -> 
         frozen["total_parameters"] / asked["total_parameters"]
     )
     assert found["frozen+"]["energy"] is None or found["frozen+"]["energy"] > 0
-    assert "Against asking the decoder, frozen+ labels a text in" in (finished / "report.html").read_text()
+    assert "Against asking the decoder, frozen+ reads a text in" in (finished / "report.html").read_text()
 
 
 def test_run_shows_each_seed_its_own_training_rows(finished: Path, tiny_llama: Path) -> None:

@@ -48,9 +48,11 @@ def test_best_trial_wins_and_a_later_call_goes_on(tiny_bert: Path, tmp_path: Pat
     assert len(first.trials) > 2
     assert 4 <= first.seconds < 20
     assert first.macro_f1 == max(trial["macro_f1"] or 0 for trial in first.trials) >= first.given_macro_f1
-    best = next(trial for trial in first.trials if trial["macro_f1"] == first.macro_f1)
-    assert first.settings.keys() == GIVEN.keys()
-    assert first.macro_f1 > best["macro_f1"] - 1e-12
+    best = max(
+        (trial for trial in first.trials if trial["macro_f1"] is not None),
+        key=lambda trial: (trial["macro_f1"], -trial["log_loss"]),
+    )
+    assert first.settings == {name: best[name] for name in GIVEN}
     for trial in first.trials:
         assert 2.5e-4 <= trial["learning_rate"] <= 4e-3
         assert 1 <= trial["epochs"] <= 4
@@ -86,6 +88,31 @@ def test_trial_that_is_running_when_time_is_up_is_stopped(
     found = search(tiny_bert, tmp_path, budget=500, epochs=4)
     assert [trial["macro_f1"] is None for trial in found.trials] == [False, True]
     assert found.settings == {**GIVEN, "epochs": 4}
+
+
+@pytest.mark.parametrize("n_good", [0, 1])
+def test_trial_that_diverges_has_lost_unless_it_is_the_given_one(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_good: int
+) -> None:
+    original, n_calls = search_module.fine_tune, 0
+
+    def tune(*args: Any, **options: Any) -> Any:
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls > n_good:
+            options = {**options, "learning_rate": 1e30}
+        return original(*args, **options)
+
+    monkeypatch.setattr(search_module, "fine_tune", tune)
+    if not n_good:
+        with pytest.raises(ConfigError, match="fine-tuning diverged"):
+            search(tiny_bert, tmp_path, budget=2)
+        return
+    found = search(tiny_bert, tmp_path, budget=2)
+    assert found.settings == GIVEN
+    assert len(found.trials) > 1
+    assert all(trial["macro_f1"] is None for trial in found.trials[1:])
+    assert [path.name for path in tmp_path.iterdir()] == ["trials.log"]
 
 
 def test_search_without_optuna_says_what_to_install(

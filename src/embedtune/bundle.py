@@ -139,14 +139,14 @@ def read_bundle(path: str | Path, *, store: Any = None, device: str = "auto") ->
     views = [(view["name"], _read_view(view, path, store=store, device=device)) for view in manifest["views"]]
     head = _load_skops(path / manifest["head"]["file"])
     calibrator = _load_skops(path / CALIBRATOR) if CALIBRATOR in manifest["files"] else None
-    weights = manifest.get("decision_weights")
+    weights = manifest["decision_weights"]
     return BundleParts(
         views,
         head,
         manifest["labels"],
         calibrator=calibrator,
         decision_weights=None if weights is None else np.array(weights),
-        normalizes=manifest.get("normalizes", False),
+        normalizes=manifest["normalizes"],
         notes=manifest["notes"],
     )
 
@@ -186,6 +186,11 @@ def _write_view(name: str, encoder: Any, folder: Path) -> dict[str, Any]:
             )
         return view
     if isinstance(encoder, CrossFittedEncoder):
+        if encoder.heads is not None and None in [fold.adapter for fold in encoder.encoders]:
+            raise BundleError(
+                f"view '{name}' has heads but an encoder without an adapter, where a bundle looks for them: leave "
+                "heads out, or give each encoder its adapter."
+            )
         folds = [_write_view(f"{name}/fold{k}", fold, folder) for k, fold in enumerate(encoder.encoders)]
         return {
             "name": name,

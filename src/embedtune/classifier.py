@@ -307,12 +307,11 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _note_selection(self) -> None:
         """Name what the head chose among, and drop the encoders it doesn't read."""
-        readings = _list_readings(self.views_)
-        self.selection_ = [
-            {**step, "view": readings[step["view"]].name} for step in getattr(self.head_, "selection_", [])
-        ]
-        if not isinstance(self.head_, AutoHead | StackHead):
+        self.selection_ = []
+        if not (isinstance(self.head, str) and isinstance(self.head_, AutoHead | StackHead)):
             return
+        readings = _list_readings(self.views_)
+        self.selection_ = [{**step, "view": readings[step["view"]].name} for step in self.head_.selection_]
         read = set(self.head_.blocks_)
         first = 0
         views: list[NamedEncoder] = []
@@ -371,9 +370,10 @@ def _list_readings(views: Sequence[NamedEncoder]) -> list[_Reading]:
         blocks = tuple(range(first, first + len(encoder.widths_)))
         first += len(blocks)
         is_backbone = isinstance(encoder, TransformerEncoder | CrossFittedEncoder)
-        if isinstance(encoder, CrossFittedEncoder) and encoder.heads is not None:
-            readings.append(_Reading(f"{name}, its own heads", blocks[-1:], number))
-            blocks = blocks[:-1]
+        own_heads = (
+            blocks[-1:] if isinstance(encoder, CrossFittedEncoder) and encoder.heads is not None else ()
+        )
+        blocks = blocks[: len(blocks) - len(own_heads)]
         if len(blocks) == 1:
             readings.append(_Reading(name, blocks, number if is_backbone else None))
         elif not is_backbone:  # a lexical view's two kinds of n-grams
@@ -385,6 +385,8 @@ def _list_readings(views: Sequence[NamedEncoder]) -> list[_Reading]:
             last = int(np.argmax(encoder.layers_))
             readings.append(_Reading(f"{name}, layer {encoder.layers_[last]}", (blocks[last],), number))
             readings.append(_Reading(f"{name}, {len(blocks)} layers", blocks, number))
+        if own_heads:
+            readings.append(_Reading(f"{name}, its own heads", own_heads, number))
     return readings
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from embedtune.classifier import EmbedClassifier
 from embedtune.data.splits import Splits
@@ -45,8 +44,7 @@ def judge_sources(run: TaskRun, splits: Splits) -> None:
         guessed = guess_labels(codes, y, groups=groups, seed=seed)
         reader = EmbedClassifier([("lexical", LexicalEncoder())], "logistic", random_state=seed)
         texts = [splits.texts[row] for row in rows[chosen]]
-        with threadpool_limits(limits=1):
-            reader.fit(texts, names[codes].tolist(), groups=groups.tolist())
+        reader.fit(texts, names[codes].tolist(), groups=groups.tolist())
         assert reader.out_of_fold_ is not None
         recognised = np.searchsorted(names, reader.classes_)[reader.out_of_fold_.argmax(axis=1)]
         label, source = compare_with_majority(y, guessed), compare_with_majority(codes, recognised)

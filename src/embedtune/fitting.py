@@ -130,10 +130,9 @@ def _open_end_to_end(run: TaskRun, splits: Splits, seed: int) -> EmbedClassifier
     ]
     order = np.argsort(rows)
     rows, raw = rows[order], np.concatenate(opinions)[order]
-    codes = np.searchsorted(classifier.classes_, np.array(splits.labels)[rows])
-    groups = np.unique(np.asarray(splits.groups)[rows], return_inverse=True)[1]
+    codes = splits.codes[rows]
     calibrator = Calibrator(run.experiment.fit.calibration, random_state=seed)
-    found = calibrator.fit_transform(raw, codes, groups)
+    found = calibrator.fit_transform(raw, codes, np.asarray(splits.groups)[rows])
     weights = choose_weights(found, codes) if run.experiment.fit.decision == "macro_f1" else None
     calibrated = EmbedClassifier.from_fitted(classifier.views_, classifier.head_, calibrator, weights)
     calibrated.out_of_fold_ = found if len(rows) == len(splits.rows(*TUNED_ON["end-to-end"])) else None

@@ -47,7 +47,7 @@ def sum_costs(
 
 
 def compare_with_prompting(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """Return what labelling a text costs each arm that reads backbones, over what asking the decoder does.
+    """Return what reading a text costs each arm that reads backbones, over what asking the decoder does.
 
     Returns
     -------

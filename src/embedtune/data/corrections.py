@@ -102,7 +102,7 @@ def _replace_labels(dataset: TextDataset, corrected: Mapping[int, str]) -> TextD
     row_ids = dataset.row_ids or tuple(range(len(dataset)))
     columns: dict[str, Any] = {
         name: None if values is None else tuple(values[place] for place in kept)
-        for name in ("texts", "groups", "split", "times", "compared")
+        for name in ("texts", "groups", "split", "times", "sources", "compared")
         for values in [getattr(dataset, name)]
     }
     return dataclasses.replace(

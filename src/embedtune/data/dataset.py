@@ -86,6 +86,7 @@ class TextDataset:
             labels=pick(self.labels),
             groups=None if self.groups is None else pick(self.groups),
             split=None if self.split is None else pick(self.split),
+            times=None if self.times is None else pick(self.times),
             sources=None if self.sources is None else pick(self.sources),
             name=self.name,
             n_dropped=self.n_dropped,

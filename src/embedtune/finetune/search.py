@@ -63,8 +63,8 @@ def search_settings(
     """Seek learning rate, epochs and batch size by the macro-F1 after the last epoch on a quarter of the rows.
 
     The first trial has the settings as given, the others are Optuna's (tree-structured Parzen estimator); a trial whose
-    epoch is below the median of the earlier ones' is stopped. The quarter is the same for all trials. A call that was
-    killed goes on with the trials it finished.
+    epoch is below the median of the earlier ones' is stopped, and one that diverges has lost. The quarter is the same
+    for all trials. A call that was killed goes on with the trials it finished.
 
     Parameters
     ----------
@@ -91,28 +91,13 @@ def search_settings(
     ----------
     Akiba et al., "Optuna: A Next-generation Hyperparameter Optimization Framework", KDD 2019.
     """
-    try:
-        import optuna
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
-    except ImportError:
-        raise MissingExtraError(
-            "searching fine-tuning settings needs optuna: pip install 'embedtune[search]'."
-        ) from None
+    optuna = _import_optuna()
     if not budget > 0:
         raise ConfigError(f"budget {budget!r} is out of range: give seconds above 0.")
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder = Path(output_dir).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     given = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size}
-    study = optuna.create_study(
-        storage=JournalStorage(JournalFileBackend(str(folder / _JOURNAL))),
-        study_name="search",
-        load_if_exists=True,
-        direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=5),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=3),
-    )
+    study = _open_study(folder, seed=seed)
     started = time.perf_counter()
     before = sum(trial["seconds"] for trial in _list_trials(study))
     if not any(trial["macro_f1"] is not None for trial in _list_trials(study)):
@@ -128,7 +113,9 @@ def search_settings(
                 "learning_rate", learning_rate / _RATE_FACTOR, learning_rate * _RATE_FACTOR, log=True
             ),
             "epochs": trial.suggest_int("epochs", max(1, epochs // 2), 2 * epochs),
-            "batch_size": trial.suggest_categorical("batch_size", [max(1, batch_size // 2), batch_size]),
+            "batch_size": trial.suggest_categorical(
+                "batch_size", sorted({max(1, batch_size // 2), batch_size})
+            ),
         }
         is_first = chosen == given
 
@@ -152,6 +139,10 @@ def search_settings(
                 on_epoch=judge,
                 **{**settings, **chosen, "validation_fraction": VALIDATION_FRACTION, "patience": None},
             )
+        except ConfigError:
+            if is_first:
+                raise
+            raise optuna.TrialPruned from None  # it diverged: whatever else is wrong, the first trial has met
         finally:
             shutil.rmtree(place, ignore_errors=True)
         return float(tuned.history[-1]["macro_f1"])
@@ -168,6 +159,33 @@ def search_settings(
         given_macro_f1=finished[0]["macro_f1"],
         trials=found,
         seconds=round(spent(), 3),
+    )
+
+
+def _import_optuna() -> Any:
+    try:
+        import optuna
+    except ImportError:
+        raise MissingExtraError(
+            "searching fine-tuning settings needs optuna: pip install 'embedtune[search]'."
+        ) from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def _open_study(folder: Path, *, seed: int) -> Any:
+    """Return the study whose journal lies in a folder, with the trials that it has."""
+    optuna = _import_optuna()
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    return optuna.create_study(
+        storage=JournalStorage(JournalFileBackend(str(folder / _JOURNAL))),
+        study_name=_JOURNAL,
+        load_if_exists=True,
+        direction="maximize",
+        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=5),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=3),
     )
 
 

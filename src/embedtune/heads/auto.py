@@ -17,7 +17,8 @@ from embedtune.heads.linear import LogisticHead, RidgeHead, cross_fit_logistic
 from embedtune.heads.stack import StackHead, resolve_sources, resolve_views
 from embedtune.heads.training import ClassWeight, TrainingRows, read_training_rows
 
-#: Rows per label, on average, below which nothing is chosen: with 16 a choice did worse than none, with 32 better.
+#: Rows per label, on average, below which nothing is chosen: with 16 a choice does worse than none, with 32 better
+#: (benchmarks/choices.py).
 FEW_ROWS = 24
 
 
@@ -147,18 +148,15 @@ class AutoHead(Head):
 
     def _fit_few(self, rows: TrainingRows, views: Sequence[tuple[int, ...]], plan: FoldPlan) -> CrossFit:
         """Fit logistic regression to the views that few rows can make something of."""
-        sources = resolve_sources(self.sources, len(views))
-        dense = [
-            view
-            for view in views
-            if split_blocks(
-                slice_blocks(rows.X, rows.widths, view), [rows.widths[block] for block in view]
-            ).sparse
-            is None
-        ]
-        firsts = {source: view for view, source in reversed(list(zip(views, sources, strict=True)))}
-        free = [view for view, source in zip(views, sources, strict=True) if source is None and view in dense]
-        kept = [view for source, view in firsts.items() if source is not None] + free
+        kept: list[tuple[int, ...]] = []
+        seen: set[int] = set()
+        for view, source in zip(views, resolve_sources(self.sources, len(views)), strict=True):
+            own = [rows.widths[block] for block in view]
+            if source is None and split_blocks(slice_blocks(rows.X, rows.widths, view), own).sparse is None:
+                kept.append(view)
+            elif source is not None and source not in seen:
+                seen.add(source)
+                kept.append(view)
         self.blocks_ = sorted({block for view in kept or views for block in view})
         widths = [rows.widths[block] for block in self.blocks_]
         matrix = split_blocks(slice_blocks(rows.X, rows.widths, self.blocks_), widths)
