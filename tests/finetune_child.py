@@ -78,6 +78,7 @@ def main(order: dict[str, Any]) -> None:
     from embedtune.finetune.train import fine_tune
 
     loop.STEPS_PER_CHECKPOINT = order.get("steps_per_checkpoint", 400)
+    loop.MIN_STEPS_PER_CHECKPOINT = 1
     if order.get("kill"):
         _arm(order["kill"])
     texts, labels = make_rows()

@@ -26,7 +26,7 @@ def test_curve_has_both_arms_at_every_count_the_rows_allow(tiny_bert: Path, tmp_
     assert result.exit_code == 0, result.output
     found = json.loads((out / "curve.json").read_text())
     assert (found["counts"], found["left_out"]) == ([2, 30], [5000])
-    assert list(found["arms"]) == ["frozen+", "end-to-end"]
+    assert list(found["arms"]) == ["frozen+", "end-to-end", "contrastive"]
     for scores in found["arms"].values():
         few, many = scores
         assert len(few) == len(many) == 2

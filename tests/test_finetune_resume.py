@@ -42,6 +42,7 @@ def finish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def run(order: dict[str, Any]) -> Path:
         monkeypatch.setattr(loop, "STEPS_PER_CHECKPOINT", order.get("steps_per_checkpoint", 400))
+        monkeypatch.setattr(loop, "MIN_STEPS_PER_CHECKPOINT", 1)
         main({**order, "kill": None})
         return Path(order["output_dir"])
 
@@ -95,10 +96,16 @@ def test_fine_tune_killed_after_an_early_stop_does_not_train_on(
     assert read_history(killed) == read_history(undisturbed)
 
 
+@pytest.mark.parametrize("objective", ["classification", "contrastive"])
 def test_fine_tune_killed_without_validation_ends_with_equal_weights(
-    tiny_bert: Path, tmp_path: Path, finish: Any
+    objective: str, tiny_bert: Path, tmp_path: Path, finish: Any
 ) -> None:
-    settings = {**THREE_EPOCHS, "validation_fraction": 0.0, "precision": "bfloat16"}
+    settings = {
+        **THREE_EPOCHS,
+        "validation_fraction": 0.0,
+        "precision": "bfloat16",
+        "objective": objective,
+    }
     order = {"model": str(tiny_bert), "settings": settings}
     undisturbed = finish({**order, "output_dir": str(tmp_path / "undisturbed")})
     killed = tmp_path / "killed"

@@ -315,6 +315,7 @@ def test_tuning_says_nothing_and_reports_steps(
 def finish(monkeypatch: pytest.MonkeyPatch) -> Any:
     def run(order: dict[str, Any]) -> Path:
         monkeypatch.setattr(loop, "STEPS_PER_CHECKPOINT", order.get("steps_per_checkpoint", 400))
+        monkeypatch.setattr(loop, "MIN_STEPS_PER_CHECKPOINT", 1)
         main({**order, "kill": None})
         return Path(order["output_dir"])
 
@@ -370,7 +371,7 @@ BAD = [
         {"objective": "instruct"},
         ConfigError,
         "objective 'instruct' is unknown (did you mean 'instruction'?): "
-        "choose one of classification, instruction.",
+        "choose one of classification, contrastive, instruction.",
     ),
     (
         {"method": "upper"},

@@ -129,7 +129,7 @@ class EmbedConfig(_Part):
 class FinetuneSettings(_Part):
     """How one backbone is fine-tuned; see `embedtune.finetune.train.fine_tune`. `max_length` None is its view's."""
 
-    objective: Literal["classification", "instruction"] = "classification"
+    objective: Literal["classification", "contrastive", "instruction"] = "classification"
     instruction: str = "Classify the text. Answer with one of: {options}."
     method: Literal["full", "upper", "lora"] = "full"
     n_upper_layers: int = Field(default=2, ge=1)
@@ -137,6 +137,7 @@ class FinetuneSettings(_Part):
     lora_alpha: int = Field(default=16, ge=1)
     lora_targets: Literal["all-linear", "attention"] = "all-linear"
     epochs: int = Field(default=5, ge=1)
+    min_steps: int = Field(default=0, ge=0)
     learning_rate: float = Field(default=1e-4, gt=0)
     head_learning_rate: float | None = Field(default=None, gt=0)
     batch_size: int = Field(default=32, ge=1)
@@ -153,6 +154,11 @@ class FinetuneSettings(_Part):
     quantization: Literal["none", "int8", "nf4"] = "none"
     optimizer: Literal["adamw", "paged_adamw"] = "adamw"
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+    @property
+    def leaves_head(self) -> bool:
+        """Whether fine-tuning leaves a classification head."""
+        return self.objective != "instruction"
 
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
@@ -400,9 +406,10 @@ class Experiment(_Part):
         models = {view.model for view in self.embed.views.values() if isinstance(view, TransformerView)}
         tuned = models if self.finetune.backbones == "all" else set(self.finetune.backbones)
         for model in sorted(tuned) if self.finetune.budget is not None else []:
-            if self.finetune.of(model).objective == "instruction":
+            if (objective := self.finetune.of(model).objective) != "classification":
+                by = {"instruction": "instruction", "contrastive": "contrast"}[objective]
                 raise ValueError(
-                    f"finetune.budget is {self.finetune.budget:g} and {model} is tuned by instruction, which has no "
+                    f"finetune.budget is {self.finetune.budget:g} and {model} is tuned by {by}, which has no "
                     "validation part to search on: leave budget out, or set its objective to classification"
                 )
         return self

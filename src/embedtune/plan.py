@@ -222,7 +222,7 @@ def list_trainings(run: TaskRun, arm: str | None = None, *, model: str | None = 
 
 def _serves(run: TaskRun, model: str, arm: str) -> bool:
     """Tell whether a fine-tuned backbone brings what the arm needs of it."""
-    return arm not in _OWN_HEAD or run.experiment.finetune.of(model).objective == "classification"
+    return arm not in _OWN_HEAD or run.experiment.finetune.of(model).leaves_head
 
 
 def split_folds(run: TaskRun, splits: Splits, seed: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
@@ -287,7 +287,7 @@ def name_witness(run: TaskRun, model: str) -> str | None:
     if run.experiment.fit.calibration == "none":
         return None
     arms = [arm for arm in ("tuned+", "tuned") if arm in run.experiment.compare.arms]
-    serves = run.experiment.finetune.of(model).objective == "classification"
+    serves = run.experiment.finetune.of(model).leaves_head
     return arms[0] if arms and serves else None
 
 

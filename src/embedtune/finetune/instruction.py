@@ -59,6 +59,7 @@ def tune_by_instruction(
     import_peft()  # before trl does, whose import would warn
     from embedtune.finetune.sft import train_answers  # trl takes six seconds to import
 
+    settings = settings.for_rows(len(texts))
     device, precision = facts["device"], facts["precision"]
     half = settings.quantization != "none" or (
         settings.method == "lora" and device.startswith("cuda") and precision != "float32"
@@ -89,6 +90,7 @@ def tune_by_instruction(
         "n_trained_parameters": n_trained,
         "n_parameters": n_parameters,
         "best_epoch": settings.epochs,
+        "epochs": settings.epochs,
         "macro_f1": None,
         "history": [],
         "seconds": round(seconds, 3),

@@ -31,8 +31,10 @@ with hush_bitsandbytes():  # the Trainer imports peft, which imports bitsandbyte
     import transformers
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-#: A checkpoint is written after each epoch, and after this many steps of a long one.
+#: A checkpoint is written after each epoch, and after this many steps of a long one ...
 STEPS_PER_CHECKPOINT = 400
+#: ... but not after fewer than this many, where no validation part asks for one.
+MIN_STEPS_PER_CHECKPOINT = 20
 
 EVALUATION_BATCH_SIZE = 64
 
@@ -128,6 +130,21 @@ def train_classifier(
     best = checkpoints.find_best(epochs)
     load_trained(model, folder / f"checkpoint-{best.step}")
     return Trained(epochs, round(best.epoch), steering.seconds)
+
+
+def pool_rows(model: PooledClassifier, rows: Rows, *, device: str, precision: str) -> NDArray[np.float32]:
+    """Return the pooled vectors that a trained model's head reads, of all rows (n_rows, width), dropout off."""
+    vectors = np.empty((len(rows.labels), model.head.in_features), dtype=np.float32)
+    place = torch.device(device)
+    model.eval()
+    for batch in sort_batches(rows.tokens.lengths, batch_size=EVALUATION_BATCH_SIZE):
+        inputs = {name: tensor.to(place) for name, tensor in rows.pad(batch).items() if name != "labels"}
+        with (
+            torch.inference_mode(),
+            torch.autocast(place.type, dtype=getattr(torch, precision), enabled=precision != "float32"),
+        ):
+            vectors[batch] = model.pool(**inputs).cpu().numpy()
+    return vectors
 
 
 def save_trained(model: torch.nn.Module, checkpoint: Path) -> None:
@@ -237,6 +254,7 @@ class Steering(TrainerCallback):
     ) -> None:
         self.sampler, self.folder, self.settings, self.on_epoch = sampler, folder, settings, on_epoch
         self.evaluates, self.bar = evaluates, bar
+        self._saved = int(last.name.rpartition("-")[2]) if last else 0
         self._seconds_before = checkpoints.read_seconds(last) if last else 0.0
         self._started = time.perf_counter()
 
@@ -275,7 +293,11 @@ class Steering(TrainerCallback):
             )
         control.should_log = True
         control.should_evaluate = self.evaluates
-        control.should_save = True
+        control.should_save = (
+            self.evaluates
+            or state.global_step >= state.max_steps
+            or state.global_step - self._saved >= MIN_STEPS_PER_CHECKPOINT
+        )
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Tell who asked, and stop where validation no longer improves."""
@@ -287,6 +309,7 @@ class Steering(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Declare the checkpoint complete and delete what is no longer needed."""
+        self._saved = state.global_step
         checkpoints.mark_ready(self.folder / f"checkpoint-{state.global_step}", seconds=self.seconds)
         epochs = checkpoints.read_epochs(state.log_history)
         best = {checkpoints.find_best(epochs).step} if epochs else set()

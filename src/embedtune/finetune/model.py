@@ -19,6 +19,7 @@ from embedtune.embed.quantization import (
 )
 from embedtune.embed.quiet import hush_libraries
 from embedtune.errors import BackboneError, ConfigError
+from embedtune.finetune.contrastive import contrast
 from embedtune.finetune.lora import add_lora
 from embedtune.finetune.settings import Settings
 
@@ -37,6 +38,8 @@ class PooledClassifier(nn.Module):
         On the pooled vector, in training.
     label_weights : Tensor of float32, shape (n_labels,), optional
         Weights of the labels in the loss.
+    contrasts : bool
+        Let the loss compare the rows' vectors, and leave the head alone.
     """
 
     # Trainer would otherwise hand forward a count of its own.
@@ -51,10 +54,12 @@ class PooledClassifier(nn.Module):
         pooling: str,
         dropout: float,
         label_weights: Tensor | None = None,
+        contrasts: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.pooling = pooling
+        self.contrasts = contrasts
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(width, n_labels)
         nn.init.normal_(self.head.weight, std=0.02)
@@ -82,16 +87,26 @@ class PooledClassifier(nn.Module):
         states : Tensor, shape (n_texts, n_tokens, width), optional
             What the frozen layers put out, where a trunk stands in their place.
         """
+        pooled = self.pool(input_ids, attention_mask, counted, states)
+        with torch.autocast(input_ids.device.type, enabled=False):
+            logits = self.head(self.dropout(pooled))
+            if labels is None:
+                return {"logits": logits}
+            if self.contrasts:
+                loss = contrast(pooled, labels)
+            else:
+                loss = nn.functional.cross_entropy(logits, labels, weight=self.label_weights)
+        return {"loss": loss, "logits": logits}
+
+    def pool(
+        self, input_ids: Tensor, attention_mask: Tensor, counted: Tensor, states: Tensor | None = None
+    ) -> Tensor:
+        """Return the pooled vectors that the head reads, float32 (n_texts, width); parameters as `forward`'s."""
         if states is not None:
             self.entry.states = states
         output = self.backbone(input_ids=input_ids, attention_mask=attention_mask)
         with torch.autocast(input_ids.device.type, enabled=False):
-            pooled = self._pool(output, attention_mask, counted)
-            logits = self.head(self.dropout(pooled))
-            if labels is None:
-                return {"logits": logits}
-            loss = nn.functional.cross_entropy(logits, labels, weight=self.label_weights)
-        return {"loss": loss, "logits": logits}
+            return self._pool(output, attention_mask, counted)
 
     def _pool(self, output: Any, mask: Tensor, counted: Tensor) -> Tensor:
         if self.pooling == "pooler":
@@ -157,6 +172,7 @@ def build_classifier(
         pooling=settings.pooling,
         dropout=settings.dropout,
         label_weights=label_weights,
+        contrasts=settings.objective == "contrastive",
     )
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import asdict, dataclass
-from typing import Any
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
 
 from embedtune.embed.pooling import check_pooling
 from embedtune.embed.quantization import QUANTIZED, check_quantization
 from embedtune.errors import ConfigError, MissingExtraError, suggest_nearest
 
-OBJECTIVES = ("classification", "instruction")
+OBJECTIVES = ("classification", "contrastive", "instruction")
 QUANTIZATIONS = ("none", *QUANTIZED)
 OPTIMIZERS = ("adamw", "paged_adamw")
 METHODS = ("full", "upper", "lora")
@@ -31,6 +32,7 @@ class Settings:
     lora_alpha: int
     lora_targets: str
     epochs: int
+    min_steps: int
     learning_rate: float
     head_learning_rate: float
     batch_size: int
@@ -49,6 +51,12 @@ class Settings:
     quantization: str
     optimizer: str
     seed: int
+
+    def for_rows(self, n_rows: int) -> Self:
+        """Return the settings with as many epochs of `n_rows` rows as `epochs` and `min_steps` come to."""
+        return replace(
+            self, epochs=max(self.epochs, math.ceil(self.min_steps / math.ceil(n_rows / self.batch_size)))
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as JSON holds them."""
@@ -94,6 +102,8 @@ def check_settings(settings: Settings) -> None:
             raise ConfigError(
                 f"{name} {getattr(settings, name)!r} is out of range: set it between 0 and {highest}."
             )
+    if not isinstance(settings.min_steps, int) or settings.min_steps < 0:
+        raise ConfigError(f"min_steps {settings.min_steps!r} is out of range: set it to 0 or more.")
     if not settings.weight_decay >= 0:
         raise ConfigError(f"weight_decay {settings.weight_decay!r} is out of range: set it to 0 or more.")
 

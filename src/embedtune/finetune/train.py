@@ -21,9 +21,10 @@ from embedtune.embed.tokens import pick_pad_id, tokenize
 from embedtune.errors import ConfigError, DataError
 from embedtune.finetune import saved
 from embedtune.finetune.checkpoints import Epoch, open_checkpoints
+from embedtune.finetune.contrastive import fit_head
 from embedtune.finetune.folder import CHECKPOINTS, LOGS, hold_folder, publish, read_finished
 from embedtune.finetune.instruction import tune_by_instruction
-from embedtune.finetune.loop import Rows, Trained, train_classifier
+from embedtune.finetune.loop import Rows, Trained, pool_rows, train_classifier
 from embedtune.finetune.model import PooledClassifier, build_classifier, count_parameters
 from embedtune.finetune.randomness import keep_random_state
 from embedtune.finetune.rows import index_labels, split_validation
@@ -49,6 +50,7 @@ def fine_tune(
     lora_alpha: int = 16,
     lora_targets: str = "all-linear",
     epochs: int = 5,
+    min_steps: int = 0,
     learning_rate: float = 1e-4,
     head_learning_rate: float | None = None,
     batch_size: int = 32,
@@ -81,6 +83,11 @@ def fine_tune(
     minimised with AdamW. By default all rows are trained on and the last epoch is kept; with a validation part it is
     the epoch of highest macro-F1 there, of lowest log loss on a tie.
 
+    By contrast, which suits few rows, the pooled vectors of a step's rows are drawn together where labels are equal and
+    apart where they aren't (`finetune.contrastive.contrast`); a logistic regression on the vectors of all rows is the
+    head then. All rows are trained on and the last epoch is kept: `head_learning_rate`, `validation_fraction` and
+    `patience` play no part.
+
     By instruction a decoder learns to answer with the label: it is asked as the arm ``prompt`` asks it, and the loss
     is on the answer's tokens alone. There is no head then; all rows are trained on and the last epoch is kept, so
     `groups`, `head_learning_rate`, `pooling`, `prefix`, `validation_fraction`, `patience` and `class_weight` play no
@@ -103,7 +110,7 @@ def fine_tune(
         `replace`).
     groups : sequence, length n_rows, optional
         Rows of equal value stay on one side of the validation split.
-    objective : {"classification", "instruction"}
+    objective : {"classification", "contrastive", "instruction"}
     instruction : str
         The question's first lines; holds ``{options}``, which becomes the labels.
     method : {"full", "upper", "lora"}
@@ -111,6 +118,8 @@ def fine_tune(
     lora_targets : {"all-linear", "attention"}
     head_learning_rate : float, optional
         By default `learning_rate`.
+    min_steps : int
+        Go through the rows as many times more as it takes to make this many steps: `epochs` of few rows are too little.
     batch_size : int
         Rows per step.
     max_length, pooling, prefix
@@ -179,6 +188,7 @@ def fine_tune(
         lora_alpha=lora_alpha,
         lora_targets=lora_targets,
         epochs=epochs,
+        min_steps=min_steps,
         learning_rate=learning_rate,
         head_learning_rate=learning_rate if head_learning_rate is None else head_learning_rate,
         batch_size=batch_size,
@@ -282,9 +292,9 @@ def _fit(
     trust_remote_code: bool,
 ) -> None:
     device, precision = facts["device"], facts["precision"]
-    training, validation = split_validation(
-        y, groups=groups, fraction=settings.validation_fraction, seed=settings.seed
-    )
+    fraction = 0.0 if settings.objective == "contrastive" else settings.validation_fraction
+    training, validation = split_validation(y, groups=groups, fraction=fraction, seed=settings.seed)
+    settings = settings.for_rows(len(training))
     tokenizer = description.tokenizer
     rows = Rows(
         tokens=tokenize(tokenizer, texts, max_length=settings.max_length, prefix=settings.prefix),
@@ -331,14 +341,32 @@ def _fit(
             description=f"fine-tune {description.model_id}",
             on_epoch=on_epoch,
         )
+        if settings.objective == "contrastive":
+            _fit_head(model, rows._replace(trunk=trunk), settings, device=device, precision=precision)
     trained = trained._replace(seconds=trained.seconds + trunk_seconds)
     found = {
         **_describe_training(model, trained),
+        "epochs": settings.epochs,
         "trunk_seconds": round(trunk_seconds, 3),
         "n_training": len(training),
         "n_validation": len(validation),
     }
     _save(model, folder, settings=settings, facts={**facts, **found})
+
+
+def _fit_head(
+    model: PooledClassifier, rows: Rows, settings: Settings, *, device: str, precision: str
+) -> None:
+    """Put a logistic regression on the rows' vectors in the place of the head."""
+    weight, bias = fit_head(
+        pool_rows(model, rows, device=device, precision=precision),
+        rows.labels,
+        n_labels=len(settings.label_names),
+        class_weight=settings.class_weight,  # type: ignore[arg-type]
+    )
+    with torch.no_grad():
+        model.head.weight.copy_(torch.from_numpy(weight))
+        model.head.bias.copy_(torch.from_numpy(bias))
 
 
 def _describe_training(model: PooledClassifier, trained: Trained) -> dict[str, Any]:

@@ -100,6 +100,7 @@ def _describe_task(run: RunContent, anchor: str) -> dict[str, Any]:
         "difference_plot": draw_differences(results["comparisons"]),
         "confusions": [_describe_confusion(name, arm, results["labels"]) for name, arm in arms.items()],
         "per_class": _describe_classes(arms, results["labels"]),
+        "learning_by_contrast": "contrastive" in (run.learning.get("arms") or {}),
         "curve_plots": draw_layers(run.curves),
         "layer_choices": [
             _describe_choice(curve) for curve in run.curves.get("curves") or () if "chosen" in curve
@@ -268,7 +269,7 @@ def draw_learning(learning: Mapping[str, Any]) -> Markup:
             name,
             counts,
             [100 * sum(each) / len(each) for each in scores],
-            "orange" if name == "end-to-end" else "blue",
+            {"end-to-end": "orange", "contrastive": "grey"}.get(name, "blue"),
         )
         for name, scores in learning["arms"].items()
     ]
