@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,8 @@ from embedtune import (
     __version__,
     load_bundle,
 )
-from embedtune.errors import BundleError
+from embedtune.errors import BackboneError, BundleError, EmbedtuneError
+from embedtune.finetune.train import fine_tune
 from test_classifier import LABELS, TEXTS
 from tiny_models import build_tiny_bert
 
@@ -120,12 +123,166 @@ def test_type_outside_the_short_list_is_refused(bundle: Path) -> None:
     assert fail(bundle) == "head.skops holds types we don't load: test_bundle.Evil. Get a bundle you trust."
 
 
+def relist(bundle: Path, **files: str) -> None:
+    """Put names in the manifest with the hash of what lies there now."""
+    from embedtune.embed.checkpoints import hash_file
+
+    listed = json.loads((bundle / "bundle.json").read_text())["files"]
+    edit(bundle, files={**listed, **{name: hash_file(bundle / name) for name in files.values()}})
+
+
+@pytest.mark.parametrize("name", ["numpy.fromfile", "sklearn.utils.estimator_html_repr", "builtins.eval"])
+def test_function_in_place_of_a_class_is_refused(bundle: Path, name: str) -> None:
+    from embedtune.bundle.folder import _is_trusted
+
+    assert not _is_trusted(name)
+    assert _is_trusted("sklearn.linear_model.LogisticRegression")
+
+
+def test_smuggled_pickle_is_refused_and_does_not_run(bundle: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    payload = pickle.dumps(Smuggler(mark))
+    (bundle / "head.pkl").write_bytes(payload)
+    assert fail(bundle) == (
+        f"{bundle} holds 'head.pkl', which wasn't saved with it: delete it, or copy the bundle again."
+    )
+    relist(bundle, x="head.pkl")
+    assert fail(bundle).startswith(f"{bundle} holds 'head.pkl', and only .json, ")
+    (bundle / "head.pkl").rename(bundle / "head.skops")
+    files = json.loads((bundle / "bundle.json").read_text())["files"]
+    edit(bundle, files={name: sha256 for name, sha256 in files.items() if name != "head.pkl"})
+    relist(bundle, x="head.skops")
+    assert fail(bundle) == f"head.skops in {bundle} is no skops file: get a bundle you trust."
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("name", ["/etc/hostname.json", "../outside.json", "adapters/../../outside.json"])
+def test_path_out_of_the_bundle_is_refused(bundle: Path, name: str) -> None:
+    (bundle.parent / "outside.json").write_text("{}")
+    files = json.loads((bundle / "bundle.json").read_text())["files"]
+    edit(bundle, files={**files, name: "0" * 64})
+    assert fail(bundle) == f"{bundle} lists the file '{name}' outside of itself: get a bundle you trust."
+
+
+def test_link_out_of_the_bundle_is_refused(bundle: Path) -> None:
+    outside = bundle.parent / "outside.json"
+    (bundle / "view-words.json").rename(outside)
+    (bundle / "view-words.json").symlink_to(outside)
+    assert fail(bundle) == (
+        f"'view-words.json' in {bundle} is a link that leads out of it: get a bundle you trust."
+    )
+
+
+def test_view_that_speaks_of_a_file_outside_is_refused(bundle: Path) -> None:
+    views = json.loads((bundle / "bundle.json").read_text())["views"]
+    views[1]["file"] = "../outside.json"
+    edit(bundle, views=views)
+    assert fail(bundle) == (
+        f"{bundle} speaks of '../outside.json' and doesn't hold it: copy the whole bundle again."
+    )
+
+
+def test_bundle_cannot_ask_for_remote_code(bundle: Path, model: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    (model / "custom.py").write_text(f"import pathlib\npathlib.Path({str(mark)!r}).touch()\n")
+    config = json.loads((model / "config.json").read_text())
+    config |= {"model_type": "custom", "auto_map": {"AutoConfig": "custom.C", "AutoModel": "custom.M"}}
+    (model / "config.json").write_text(json.dumps(config))
+    views = json.loads((bundle / "bundle.json").read_text())["views"]
+    assert "trust_remote_code" not in views[0]["params"]
+    views[0]["params"]["trust_remote_code"] = True
+    edit(bundle, views=views)
+    assert fail(bundle).startswith(
+        f"{bundle} sets 'trust_remote_code' of its view 'bert', which a bundle can't"
+    )
+    del views[0]["params"]["trust_remote_code"]
+    edit(bundle, views=views)
+    with pytest.raises(EmbedtuneError) as caught:
+        load_bundle(bundle)
+    assert "\n" not in str(caught.value)
+    assert not mark.exists()
+
+
+def test_missing_backbone_is_told_and_can_be_given(bundle: Path, model: Path, tmp_path: Path) -> None:
+    before = load_bundle(bundle).predict_proba(TEXTS)
+    shutil.move(model, tmp_path / "moved")
+    with pytest.raises(BackboneError) as caught:
+        load_bundle(bundle)
+    assert str(model) in str(caught.value)
+    again = load_bundle(bundle, models={str(model): tmp_path / "moved"})
+    np.testing.assert_allclose(again.predict_proba(TEXTS), before, atol=1e-6)
+
+
+def test_name_that_is_no_file_name_is_refused(tmp_path: Path) -> None:
+    classifier = EmbedClassifier([("../up", LexicalEncoder())], "logistic").fit(TEXTS, LABELS)
+    with pytest.raises(BundleError, match="can't be saved under that name"):
+        classifier.save(tmp_path / "bundle")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damage", [{"files": 3}, {"views": None}, {"head": []}, {"notes": "x"}])
+def test_manifest_of_another_shape_is_damaged(bundle: Path, damage: dict[str, object]) -> None:
+    edit(bundle, **damage)
+    assert fail(bundle) == (
+        f"{bundle / 'bundle.json'} is damaged ('{next(iter(damage))}'): copy the bundle again."
+    )
+
+
+def test_standalone_bundle_needs_nothing_else(model: Path, tmp_path: Path) -> None:
+    tuned = fine_tune(
+        model,
+        TEXTS,
+        labels=LABELS,
+        label_names=sorted(set(LABELS)),
+        output_dir=tmp_path / "tuned",
+        method="lora",
+        epochs=1,
+        max_length=32,
+        device="cpu",
+    )
+    views = [
+        ("bert", TransformerEncoder(str(model), max_length=32)),
+        ("tuned", TransformerEncoder(str(model), max_length=32, adapter=str(tuned.path))),
+        ("static", StaticEncoder()),
+        ("words", LexicalEncoder()),
+    ]
+    classifier = EmbedClassifier(views, "logistic").fit(TEXTS, LABELS)
+    saved = classifier.save(tmp_path / "bundle", standalone=True, notes={"task": "moves"})
+    expected = classifier.predict_proba(TEXTS)
+    moved = tmp_path / "elsewhere" / "bundle"
+    shutil.copytree(saved, moved)
+    for folder in (model, tuned.path, saved):
+        shutil.rmtree(folder)
+    again = load_bundle(moved)
+    assert {Path(again.views_[i][1].model).parent for i in (0, 1)} == {moved / "backbones"}
+    np.testing.assert_allclose(again.predict_proba(TEXTS), expected, atol=1e-5)
+
+
+def test_card_tells_task_labels_backbones_and_limits(bundle: Path, model: Path) -> None:
+    card = (bundle / "README.md").read_text()
+    assert "# moves" in card
+    assert "`down`, `flat`, `up`" in card
+    assert "up to 32 tokens" in card
+    (bundle / "README.md").write_text("# Mine")
+    load_bundle(bundle)
+
+
 def test_saving_over_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
     classifier = EmbedClassifier([LexicalEncoder()], "logistic").fit(TEXTS, LABELS)
     with pytest.raises(BundleError) as caught:
         classifier.save(tmp_path)
     assert str(caught.value) == f"{tmp_path} exists and is not a bundle: choose another path."
+
+
+class Smuggler:
+    """Leaves a mark where it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.mark,))
 
 
 class Evil:

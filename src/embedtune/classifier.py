@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -13,7 +14,15 @@ from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 from threadpoolctl import threadpool_limits
 
-from embedtune.bundle import BundleParts, NamedEncoder, read_bundle, write_bundle
+from embedtune.bundle import (
+    BundleParts,
+    NamedEncoder,
+    Reading,
+    find_bundle,
+    push_bundle,
+    read_bundle,
+    write_bundle,
+)
 from embedtune.embed.crossfitted import CrossFittedEncoder
 from embedtune.embed.encoder import TransformerEncoder
 from embedtune.embed.lexical import LexicalEncoder
@@ -233,8 +242,10 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             ]
         return _join(matrices)
 
-    def save(self, path: str | Path, *, notes: Mapping[str, Any] | None = None) -> Path:
-        """Write the fitted classifier as a bundle; see `embedtune.bundle`."""
+    def save(
+        self, path: str | Path, *, standalone: bool = False, notes: Mapping[str, Any] | None = None
+    ) -> Path:
+        """Write the fitted classifier as a bundle, with the backbones in it if `standalone`; see `embedtune.bundle`."""
         check_is_fitted(self, "head_")
         parts = BundleParts(
             self.views_,
@@ -245,7 +256,35 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             normalizes=self.normalizes_,
             notes=notes or {},
         )
-        return write_bundle(parts, path)
+        return write_bundle(parts, path, standalone=standalone)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = True,
+        standalone: bool = False,
+        message: str = "Upload a bundle",
+    ) -> str:
+        """Save to the Hugging Face Hub as a model, and return its address.
+
+        Parameters
+        ----------
+        repo_id : str
+            ``organisation/name``; made if missing. HF_TOKEN says who writes.
+        private : bool
+            Of a model that is made.
+        standalone : bool
+            As in `save`.
+
+        Raises
+        ------
+        BundleError
+            If the Hub refuses or can't be reached.
+        """
+        with tempfile.TemporaryDirectory() as place:
+            folder = self.save(Path(place) / "bundle", standalone=standalone)
+            return push_bundle(folder, repo_id, private=private, message=message)
 
     @classmethod
     def from_finetuned(
@@ -326,15 +365,40 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.views_ = views
 
 
-def load_bundle(path: str | Path, *, store: Any = None, device: str = "auto") -> EmbedClassifier:
+def load_bundle(
+    path: str | Path,
+    *,
+    revision: str | None = None,
+    store: Any = None,
+    device: str = "auto",
+    models: Mapping[str, str | Path] | None = None,
+    trust_remote_code: bool = False,
+) -> EmbedClassifier:
     """Load a bundle as the fitted EmbedClassifier it was saved from.
+
+    Parameters
+    ----------
+    path : path or str
+        A folder, or the name of a model on the Hugging Face Hub.
+    revision : str, optional
+        Branch, tag or commit on the Hub.
+    store, device
+        Given to its transformer views.
+    models : mapping, optional
+        Where its backbones are, by the name the bundle has for them, if not where they were when it was saved.
+    trust_remote_code : bool
+        Let backbones run Python code of their own. A bundle can't ask for it.
 
     Raises
     ------
     BundleError
         If it is damaged, changed, too new, or its backbone differs from the one it was trained on.
+    BackboneError
+        If a backbone isn't there.
     """
-    parts = read_bundle(path, store=store, device=device)
+    folder, root = find_bundle(path, revision=revision)
+    reading = Reading(store, device, trust_remote_code, models or {})
+    parts = read_bundle(folder, root=root, reading=reading)
     return EmbedClassifier.from_fitted(
         parts.views, parts.head, parts.calibrator, parts.decision_weights, parts.normalizes
     )

@@ -105,7 +105,9 @@ def fit_arm(run: TaskRun, splits: Splits, arm: str, seed: int) -> FittedArm:
     reader = read_at_test_length(run, classifier)
     probabilities = reader.predict_proba(_take(splits, test)[0])
     if seed == run.experiment.seeds[0]:
-        classifier.save(arm_dir(run, arm), notes={"task": run.task, "arm": arm, "seed": seed})
+        fingerprint = run.record("prepare")["key"]
+        notes = {"task": run.task, "arm": arm, "seed": seed, "data_fingerprint": fingerprint}
+        classifier.save(arm_dir(run, arm), notes=notes)
     return FittedArm(
         probabilities,
         decide(probabilities, reader.decision_weights_),

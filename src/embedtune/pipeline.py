@@ -8,6 +8,7 @@ Experiment.
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from embedtune.assemble import (
     build_prompt_classifier,
     list_tuning_arguments,
 )
+from embedtune.bundle import read_manifest
+from embedtune.bundle.card import write_card
 from embedtune.comparison import write_results
 from embedtune.config import FinetuneSettings, TransformerView
 from embedtune.confounding import judge_sources
@@ -301,9 +304,12 @@ def bundle(run: TaskRun) -> None:
     def compute() -> dict[str, Any]:
         with replace_dir(target) as scratch:
             shutil.copytree(arm_dir(run, best), scratch, copy_function=link_or_copy, dirs_exist_ok=True)
+            results = json.loads((run.path / "results.json").read_text(encoding="utf-8"))
+            write_card(scratch, read_manifest(scratch), results)
         return {"arm": best}
 
-    run.folder.run_step("bundle", digest(best, arm_key(run, best)), compute, outputs=[target / "bundle.json"])
+    key = digest(best, arm_key(run, best), run.record("compare")["key"])
+    run.folder.run_step("bundle", key, compute, outputs=[target / "bundle.json"])
 
 
 #: In the order they run.

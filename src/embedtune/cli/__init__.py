@@ -9,7 +9,7 @@ import typer
 import embedtune
 from embedtune.cli.ablate import ablate
 from embedtune.cli.bench import bench
-from embedtune.cli.bundles import predict
+from embedtune.cli.bundles import export, predict, push
 from embedtune.cli.doctor import check_machine
 from embedtune.cli.recipe import recipes
 from embedtune.cli.runs import STAGE_HELP, make_stage, run
@@ -46,6 +46,8 @@ for _stage in STAGE_HELP:
     )
 app.command()(ablate)
 app.command()(predict)
+app.command()(export)
+app.command()(push)
 app.command()(recipes)
 app.command("doctor")(check_machine)
 app.command()(bench)

@@ -185,8 +185,7 @@ class TransformerEncoder(FrozenEncoder):
         """
         started = time.perf_counter()
         distinct, index = find_distinct(check_texts(X))
-        layers = self._check()
-        columns = tuple((layer, pooling) for pooling in self._poolings for layer in layers)
+        columns = self.columns_
         pieces = self._split(distinct)
         read, place = (distinct, None) if pieces is None else find_distinct(pieces.texts)
         if self.store is None:
@@ -228,7 +227,7 @@ class TransformerEncoder(FrozenEncoder):
         started = time.perf_counter()
         if self.store is None:
             raise ConfigError("the encoder has no store to put texts into: set store to a folder.")
-        columns = tuple((layer, pooling) for pooling in self._poolings for layer in self._check())
+        columns = self.columns_
         table = self._open_table()
         remaining = iter(check_texts(texts) if isinstance(texts, str) else texts)
         n_texts = n_computed = 0
@@ -247,6 +246,12 @@ class TransformerEncoder(FrozenEncoder):
     def layers_(self) -> tuple[int, ...]:
         """Hidden-state numbers from 0, in the order of `layers`; reads the model's config."""
         return self._check()
+
+    @property
+    def columns_(self) -> tuple[Column, ...]:
+        """Layer and pooling of each block, in order; reads the model's config."""
+        layers = self._check()
+        return tuple((layer, pooling) for pooling in self._poolings for layer in layers)
 
     @property
     def widths_(self) -> tuple[int, ...]:

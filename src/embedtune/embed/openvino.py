@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from embedtune.embed.backbone import Backbone
-from embedtune.embed.pooling import OWN_TOKENS, pool
+from embedtune.embed.graph import PooledReading, make_example
 from embedtune.embed.precision import multiplies_bfloat16
 from embedtune.embed.quiet import hush_libraries
 from embedtune.embed.runner import Column, Vectors, check_finite
@@ -102,22 +101,6 @@ class OpenVinoRunner:
         return vectors
 
 
-class _Reading(nn.Module):
-    """What is converted: token ids and masks in, pooled columns out."""
-
-    def __init__(self, model: nn.Module, columns: Sequence[Column]) -> None:
-        super().__init__()
-        self.model, self.columns = model, columns
-
-    def forward(self, ids: Tensor, mask: Tensor, counted: Tensor) -> tuple[Tensor, ...]:
-        states = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
-        read = mask.bool()
-        return tuple(
-            pool(states[layer], counted if pooling in OWN_TOKENS else read, pooling)
-            for layer, pooling in self.columns
-        )
-
-
 def _import_openvino() -> Any:
     """Import OpenVINO as if its telemetry weren't installed, which reports each import to its makers."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
@@ -155,15 +138,12 @@ def _convert(backbone: Backbone, columns: tuple[Column, ...]) -> Any:
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
-    # Two lengths and a padded row: an example without padding would be converted without a mask.
-    ids = torch.tensor([[2, 3, 4, 5, 6, 7, 8], [2, 3, 4, 5, 6, 7, 8]])
-    mask = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0, 0]])
     try:
         with hush_libraries(), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             frontend = FrontEndManager().load_by_framework("pytorch")
             traced = TorchScriptPythonDecoder(
-                _Reading(backbone.model, columns), example_input=(ids, mask, mask.bool())
+                PooledReading(backbone.model, columns), example_input=make_example()
             )
             graph = frontend.convert(frontend.load(traced))
     except Exception as error:

@@ -1,0 +1,231 @@
+"""Writing a bundle's folder, and reading it with every file checked."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import embedtune
+from embedtune.bundle.card import write_card
+from embedtune.bundle.paths import check_files, find_inside, list_files
+from embedtune.bundle.views import NamedEncoder, Reading, as_json, read_view, write_view
+from embedtune.embed.checkpoints import hash_file
+from embedtune.errors import BundleError, EmbedtuneError
+from embedtune.files import replace_dir, write_json, write_text
+
+SCHEMA = 1
+MANIFEST = "bundle.json"
+CALIBRATOR = "calibrator.skops"
+
+#: Where the classes of heads may come from.
+_TRUSTED_PREFIXES = ("embedtune.heads.", "sklearn.", "numpy.", "scipy.sparse.")
+
+
+@dataclass(frozen=True)
+class BundleParts:
+    """What a bundle is made of.
+
+    Attributes
+    ----------
+    views : sequence of (str, encoder)
+        Fitted encoders, in the order the head's columns have.
+    head : classifier
+        Fitted, on the views' columns side by side.
+    labels : sequence of str
+        The head's classes, in its order.
+    calibrator : Calibrator or None
+        Fitted, on the head's probabilities.
+    decision_weights : ndarray of shape (n_labels,) or None
+        What probabilities are multiplied by before the highest names the label.
+    normalizes : bool
+        Whether vectors are scaled to norm one before the head reads them.
+    notes : mapping
+        JSON-able facts kept with it: the run's task, arm, figures.
+    """
+
+    views: Sequence[NamedEncoder]
+    head: Any
+    labels: Sequence[str]
+    calibrator: Any = None
+    decision_weights: NDArray[np.float64] | None = None
+    normalizes: bool = False
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_bundle(parts: BundleParts, path: str | Path, *, standalone: bool = False) -> Path:
+    """Write a bundle folder, whole or not at all; one already there is replaced.
+
+    Parameters
+    ----------
+    parts : BundleParts
+    path : path
+    standalone : bool
+        Pack the backbones in, so that nothing else is needed to load it.
+
+    Raises
+    ------
+    BundleError
+        If `path` is a file, or a folder that isn't a bundle, or a view can't be held by one.
+    """
+    import skops.io
+
+    path = Path(path)
+    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).exists()):
+        raise BundleError(f"{path} exists and is not a bundle: choose another path.")
+    with replace_dir(path) as scratch:
+        views = [write_view(name, encoder, scratch, standalone=standalone) for name, encoder in parts.views]
+        skops.io.dump(parts.head, scratch / "head.skops")
+        if parts.calibrator is not None:
+            skops.io.dump(parts.calibrator, scratch / CALIBRATOR)
+        manifest = {
+            "schema": SCHEMA,
+            "embedtune": embedtune.__version__,
+            "labels": [as_json(label) for label in parts.labels],
+            "views": views,
+            "decision_weights": None if parts.decision_weights is None else parts.decision_weights.tolist(),
+            "normalizes": parts.normalizes,
+            "head": {"kind": type(parts.head).__name__, "file": "head.skops"},
+            "notes": dict(parts.notes),
+            "files": {name: hash_file(scratch / name) for name in list_files(scratch)},
+        }
+        write_json(scratch / MANIFEST, manifest)
+        write_card(scratch, manifest)
+    return path
+
+
+def read_bundle(path: str | Path, *, root: Path | None = None, reading: Reading | None = None) -> BundleParts:
+    """Read a bundle, checking its schema, the hash of every file, and each backbone's weights.
+
+    Parameters
+    ----------
+    path : path
+        A folder `write_bundle` made.
+    root : Path, optional
+        A folder that links in it may lead into; by default the bundle itself.
+    reading : Reading, optional
+
+    Raises
+    ------
+    BundleError
+        If it isn't a bundle, is of a newer schema, a file is missing, changed, or not listed, a backbone has other
+        weights than it was trained on, or it holds a type that is not on our short list.
+    BackboneError
+        If a backbone isn't there.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    files = manifest["files"]
+    check_files(path, files, root=root or path)
+    for name, expected in files.items():
+        if hash_file(path / name) != expected:
+            raise BundleError(
+                f"{name} in {path} is not the file that was saved: copy the bundle again, or build it anew."
+            )
+    reading = reading or Reading()
+    try:
+        views = [(view["name"], read_view(view, path, files, reading=reading)) for view in manifest["views"]]
+        head_path = find_inside(path, manifest["head"]["file"], files)
+    except EmbedtuneError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise BundleError(f"{path / MANIFEST} is damaged ({error!r:.80}): copy the bundle again.") from error
+    head = _load_skops(head_path)
+    calibrator = _load_skops(path / CALIBRATOR) if CALIBRATOR in files else None
+    weights = manifest["decision_weights"]
+    return BundleParts(
+        views,
+        head,
+        manifest["labels"],
+        calibrator=calibrator,
+        decision_weights=None if weights is None else np.array(weights),
+        normalizes=manifest["normalizes"],
+        notes=manifest["notes"],
+    )
+
+
+def copy_bundle(
+    path: str | Path,
+    out: str | Path,
+    *,
+    standalone: bool,
+    root: Path | None = None,
+    reading: Reading | None = None,
+) -> Path:
+    """Write a bundle anew, with its backbones in it if `standalone`; its notes and its card go with it.
+
+    Raises
+    ------
+    BundleError, BackboneError
+        As `read_bundle` and `write_bundle`.
+    """
+    copied = write_bundle(read_bundle(path, root=root, reading=reading), out, standalone=standalone)
+    if (card := Path(path) / "README.md").is_file():
+        write_text(copied / "README.md", card.read_text(encoding="utf-8"))
+    return copied
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return what a bundle says of itself.
+
+    Raises
+    ------
+    BundleError
+        If it isn't a bundle, is damaged, or of a newer schema.
+    """
+    try:
+        manifest: Any = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise BundleError(
+            f"{path} is not a bundle (no bundle.json): give the bundle folder of a run, "
+            "such as runs/demo/sentiment/bundle."
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        raise BundleError(f"{path / MANIFEST} is damaged: copy the bundle again.") from None
+    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+    if not isinstance(schema, int):
+        raise BundleError(f"{path / MANIFEST} names no schema: it is not an embedtune bundle.")
+    if schema > SCHEMA:
+        raise BundleError(
+            f"{path} has schema {schema}, written by embedtune {manifest.get('embedtune', '?')}; this embedtune "
+            f"{embedtune.__version__} reads up to {SCHEMA}: upgrade embedtune."
+        )
+    shapes = {"files": dict, "views": list, "labels": list, "head": dict, "notes": dict, "normalizes": bool}
+    for key, shape in shapes.items():
+        if not isinstance(manifest.get(key), shape):
+            raise BundleError(f"{path / MANIFEST} is damaged ('{key}'): copy the bundle again.")
+    manifest.setdefault("decision_weights", None)
+    return dict(manifest)
+
+
+def _load_skops(path: Path) -> Any:
+    import skops.io
+
+    try:
+        unknown = skops.io.get_untrusted_types(file=path)
+    except (zipfile.BadZipFile, KeyError, ValueError, TypeError):
+        raise BundleError(f"{path.name} in {path.parent} is no skops file: get a bundle you trust.") from None
+    refused = [name for name in unknown if not _is_trusted(name)]
+    if refused:
+        raise BundleError(
+            f"{path.name} holds types we don't load: {', '.join(sorted(refused))}. Get a bundle you trust."
+        )
+    return skops.io.load(path, trusted=unknown)
+
+
+def _is_trusted(name: str) -> bool:
+    """Tell whether a name is that of a class from a trusted place; functions there could be called."""
+    if not name.startswith(_TRUSTED_PREFIXES):
+        return False
+    module, _, attribute = name.rpartition(".")
+    try:
+        return isinstance(getattr(importlib.import_module(module), attribute, None), type)
+    except ImportError:
+        return False
