@@ -72,7 +72,7 @@ FEW = ("embedtune, contrastive", "embedtune, frozen", "embedding + logistic", "S
 
 
 class Contrastive:
-    """The three upper layers fine-tuned by contrast, and the head fitted after it."""
+    """The three upper layers fine-tuned by contrast, and the head fitted after it; settings by other rows of them all."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -88,8 +88,8 @@ class Contrastive:
                 objective="contrastive",
                 method="upper",
                 n_upper_layers=3,
-                batch_size=64,
-                min_steps=20,
+                learning_rate=3e-4,
+                epochs=10,
                 seed=self.seed,
             )
             encoder = TransformerEncoder(MODEL, layers=(-1,), adapter=folder, store=EmbeddingStore(None))
