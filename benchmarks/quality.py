@@ -72,7 +72,7 @@ FEW = ("embedtune, contrastive", "embedtune, frozen", "embedding + logistic", "S
 
 
 class Contrastive:
-    """The three upper layers fine-tuned by contrast, and the head fitted after it; settings by other rows of them all."""
+    """The three upper layers fine-tuned by contrast, a head fitted after it; settings from other rows."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
