@@ -10,7 +10,9 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn import config_context
+from sklearn.base import ClassifierMixin, clone
+from sklearn.utils.metaestimators import _BaseComposition
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 from threadpoolctl import threadpool_limits
 
@@ -40,7 +42,7 @@ from embedtune.heads.training import ClassWeight
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 
-class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class EmbedClassifier(ClassifierMixin, _BaseComposition):  # type: ignore[misc]
     """Classify texts by a head on one or several views of them.
 
     Parameters
@@ -118,6 +120,16 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.decision = decision
         self.random_state = random_state
 
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return parameters by name; with `deep` those of named views too, as ``NAME__PARAMETER``."""
+        found: dict[str, Any] = self._get_params("views", deep=deep)
+        return found
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters by the names that `get_params` gives; a view's name alone replaces the view."""
+        self._set_params("views", **params)
+        return self
+
     def fit(
         self,
         texts: Sequence[str],
@@ -156,7 +168,8 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         self.views_ = [(name, clone(encoder)) for name, encoder in name_views(self.views)]
         self.normalizes_ = self.normalize and isinstance(self.head, str) and self.head != "cooccurrence"
-        X = self._join([encoder.fit_transform(texts) for _, encoder in self.views_])
+        with config_context(transform_output="default"):  # whatever the caller's frames are
+            X = self._join([encoder.fit_transform(texts) for _, encoder in self.views_])
         head = self._make_head() if isinstance(self.head, str) else clone(self.head)
         options: dict[str, Any] = {} if groups is None else {"groups": np.asarray(groups)}
         if validation is not None:
@@ -232,7 +245,8 @@ class EmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self._join_views(texts)
 
     def _join_views(self, texts: Sequence[str]) -> Any:
-        return self._join([encoder.transform(check_texts(texts)) for _, encoder in self.views_])
+        with config_context(transform_output="default"):
+            return self._join([encoder.transform(check_texts(texts)) for _, encoder in self.views_])
 
     def _join(self, matrices: Sequence[Any]) -> Any:
         if self.normalizes_:

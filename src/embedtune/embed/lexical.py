@@ -8,18 +8,18 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.base import BaseEstimator
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.utils.validation import check_is_fitted
 
-from embedtune.embed.texts import check_texts
+from embedtune.embed.texts import NamedColumns, check_texts
 from embedtune.errors import ConfigError, DataError
 
 Matrix: TypeAlias = sp.csr_matrix | NDArray[np.float32]
 
 
-class LexicalEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class LexicalEncoder(NamedColumns, BaseEstimator):  # type: ignore[misc]
     """Weigh word n-grams and character n-grams (inside word bounds) by sublinear TF-IDF, rows of length 1 each.
 
     With `n_components` the two sparse blocks become one dense block of that width (latent semantic analysis), for

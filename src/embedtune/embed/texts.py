@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
 from embedtune.errors import DataError
 
@@ -49,7 +49,15 @@ def find_distinct(texts: Sequence[str]) -> tuple[list[str], NDArray[np.intp]]:
     return list(numbers), index
 
 
-class FrozenEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class NamedColumns(ClassNamePrefixFeaturesOutMixin, TransformerMixin):  # type: ignore[misc]
+    """What lets scikit-learn name an encoder's columns, and put them out as a pandas or polars frame (`set_output`)."""
+
+    @property
+    def _n_features_out(self) -> int:
+        return sum(self.widths_)
+
+
+class FrozenEncoder(NamedColumns, BaseEstimator):  # type: ignore[misc]
     """A scikit-learn transformer of texts that is ready without being fitted."""
 
     def __sklearn_is_fitted__(self) -> bool:
