@@ -12,7 +12,7 @@ from embedtune.cli.bench import bench
 from embedtune.cli.bundles import export, predict, push
 from embedtune.cli.doctor import check_machine
 from embedtune.cli.recipe import recipes
-from embedtune.cli.runs import STAGE_HELP, make_stage, run
+from embedtune.cli.runs import STAGE_HELP, make_stage, report, run
 from embedtune.cli.store import app as store_app
 
 app = typer.Typer(
@@ -41,6 +41,9 @@ def set_up(
 
 app.command()(run)
 for _stage in STAGE_HELP:
+    if _stage == "report":
+        app.command()(report)
+        continue
     app.command(_stage, help=f"{STAGE_HELP[_stage]} On the run folder of an earlier run or prepare.")(
         make_stage(_stage)
     )

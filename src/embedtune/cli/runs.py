@@ -118,6 +118,33 @@ def make_stage(stage: str) -> Callable[..., None]:
     return run_stage
 
 
+def report(
+    words: Annotated[
+        list[str], typer.Argument(metavar="RUN [RUN | KEY=VALUE]...", help="Run folders; settings, for one.")
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Of several runs: the file to write.")
+    ] = Path("comparison.html"),
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Write report.html; of several runs, one report that compares them."""
+    settings = [word for word in words if "=" in word and not Path(word).is_dir()]
+    run_dirs = [Path(word) for word in words if word not in settings]
+    if len(run_dirs) == 1:
+        make_stage("report")(run_dirs[0], settings, quiet, verbose, debug)
+        return
+    from embedtune.across import report_runs
+
+    with report_errors(debug):
+        if settings:
+            raise ConfigError(
+                f"'{settings[0]}' can't be set for several runs: leave it out, or name one run."
+            )
+        typer.echo(report_runs(run_dirs, output))
+
+
 def read_experiment(words: list[str], source: dict[str, Any], *, labels: str | None = None) -> Experiment:
     """Return the experiment of a command's words (a recipe's name, settings) and its options about the source."""
     from embedtune.config import build_experiment

@@ -35,7 +35,9 @@ _TONES = {"better": "blue", "worse": "orange"}
 _VERDICT_TONES = {"Worth it": "blue", "Worse": "orange"}
 
 
-def build_report(run_dirs: Sequence[Path], report_path: Path) -> Path:
+def build_report(
+    run_dirs: Sequence[Path], report_path: Path, *, across: Mapping[str, Any] | None = None
+) -> Path:
     """Write the report of one or more finished runs.
 
     Parameters
@@ -44,6 +46,8 @@ def build_report(run_dirs: Sequence[Path], report_path: Path) -> Path:
         Run folders, one per task, in the order shown.
     report_path : Path
         The HTML file; its folder is made, an older report is replaced at once.
+    across : mapping, optional
+        What `embedtune.across.compare_runs` found, where the runs are to be compared.
 
     Returns
     -------
@@ -68,10 +72,38 @@ def build_report(run_dirs: Sequence[Path], report_path: Path) -> Path:
     )
     environment.filters.update(cut=cut_text, value=format_value)
     tasks = [_describe_task(read_run(Path(run_dir)), f"task{i}") for i, run_dir in enumerate(run_dirs, 1)]
-    page = environment.get_template("template.html").render(tasks=tasks, version=version("embedtune"))
+    page = environment.get_template("template.html").render(
+        tasks=tasks, across=None if across is None else _describe_across(across), version=version("embedtune")
+    )
     # a lone surrogate, possible in JSON, has no UTF-8 form
     write_text(Path(report_path), page.encode("utf-8", "replace").decode("utf-8"))
     return Path(report_path)
+
+
+def _describe_across(across: Mapping[str, Any]) -> dict[str, Any]:
+    pairs = {pair["a"]: pair for pair in across["pairs"]}
+    rows = []
+    for anchor, run in enumerate(across["runs"], 1):
+        score, pair = run["macro_f1"], pairs.get(run["name"])
+        rows.append(
+            {
+                **{key: run[key] for key in ("name", "task", "arm", "n_test")},
+                "anchor": f"task{anchor}",
+                "score": f"{100 * score['value']:.1f}",
+                "interval": f"{100 * score['low']:.1f} to {100 * score['high']:.1f}",
+                "seconds": run["cost"]["seconds"],
+                "pair": None
+                if pair is None
+                else {
+                    "b": pair["b"],
+                    "difference": f"{100 * pair['difference']:+.1f}",
+                    "interval": f"{100 * pair['low']:+.1f} to {100 * pair['high']:+.1f}",
+                    "p_holm": f"{pair['p_holm']:.3f}",
+                    "verdict": pair["verdict"],
+                },
+            }
+        )
+    return {"rows": rows}
 
 
 def cut_text(text: str, n: int = N_TEXT_CHARACTERS) -> str:
