@@ -57,7 +57,7 @@ def test_report_of_several_runs_opens_with_their_table(tmp_path: Path) -> None:
     page = out.read_text()
     assert "Runs beside each other" in page
     assert "b&amp;c" in page
-    assert "+0.0 (+0.0 to +0.0) to <bdi>a</bdi>" in page
+    assert "<td><bdi>a</bdi></td><td>+0.0 (+0.0 to +0.0)</td>" in page
     assert "not distinguishable" in page
 
 
