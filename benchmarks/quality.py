@@ -78,22 +78,23 @@ class Contrastive:
         self.seed = seed
 
     def fit(self, texts: Sequence[str], labels: Sequence[str]) -> Self:
-        with tempfile.TemporaryDirectory() as folder:
-            tuned = fine_tune(
-                MODEL,
-                texts,
-                labels=labels,
-                label_names=sorted(set(labels)),
-                output_dir=folder,
-                objective="contrastive",
-                method="upper",
-                n_upper_layers=3,
-                learning_rate=3e-4,
-                epochs=10,
-                seed=self.seed,
-            )
-            encoder = TransformerEncoder(MODEL, layers=(-1,), adapter=folder, store=EmbeddingStore(None))
-            encoder.fit(texts)
+        self._folder = tempfile.TemporaryDirectory()
+        tuned = fine_tune(
+            MODEL,
+            texts,
+            labels=labels,
+            label_names=sorted(set(labels)),
+            output_dir=self._folder.name,
+            objective="contrastive",
+            method="upper",
+            n_upper_layers=3,
+            learning_rate=3e-4,
+            epochs=10,
+            seed=self.seed,
+        )
+        encoder = TransformerEncoder(
+            MODEL, layers=(-1,), adapter=self._folder.name, store=EmbeddingStore(None)
+        )
         self.classifier = EmbedClassifier.from_finetuned(
             encoder, weight=tuned.head_weight, bias=tuned.head_bias, labels=tuned.label_names
         )
