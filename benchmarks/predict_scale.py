@@ -3,11 +3,11 @@
     python benchmarks/predict_scale.py measure --rows 1000000 --formats csv parquet --views lexical static
     python benchmarks/predict_scale.py kill --rows 200000 --kills 8
 
-Both label files that are made here: texts put together from the bundled sample's sentences, nearly all distinct, beside a number and
-a short string. `measure` reports seconds, rows a second and the highest resident memory of a process that does nothing else;
-`kill` ends a process with -9 at random moments, repeats the command until it finishes, and compares the output, byte
-for byte, with an undisturbed one's. Exit code 1 if memory or output is not what it should be. `-o` adds the figures to
-a file of JSON lines.
+Both label files that are made here: texts put together from the bundled sample's sentences, nearly all distinct, beside
+a number and a short string. `measure` reports seconds, rows a second and the highest resident memory of a process that
+does nothing else; `kill` ends a process with -9 at random moments, repeats the command until it finishes, and compares
+the output, byte for byte, with an undisturbed one's. Exit code 1 if memory or output is not what it should be. `-o`
+adds the figures to a file of JSON lines.
 """
 
 from __future__ import annotations

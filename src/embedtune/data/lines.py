@@ -17,6 +17,8 @@ from embedtune.errors import DataError
 MAX_LINE_CHARACTERS = 64_000_000
 
 _PIECE_BYTES = 1 << 20
+#: A file of which more than one byte in so many is NUL is no text in UTF-8; a single one costs its row only.
+_NUL_SHARE = 50
 
 
 class TextFacts(NamedTuple):
@@ -35,17 +37,17 @@ def look_through(place: Place, *, encoding: str | None = None) -> TextFacts:
     Raises
     ------
     DataError
-        If the file can't be read, the encoding is unknown, or the file holds NUL characters.
+        If the file can't be read, the encoding is unknown, or the file is full of NUL characters.
     """
     n_lines = n_valid = n_invalid = 0
     with place.open() as file:
         head = file.read(_PIECE_BYTES)
         chosen = encoding or next((name for mark, name in BYTE_ORDER_MARKS if head.startswith(mark)), None)
         _check_encoding(chosen or "utf-8")
-        if chosen is None and b"\0" in head:
+        if chosen is None and head.count(0) * _NUL_SHARE > len(head):
             raise DataError(
-                f"{place.name} holds a NUL character (line {head[: head.index(0)].count(10) + 1}), so it isn't a text "
-                "file in the encoding read: save it as UTF-8 or name its encoding (encoding='utf-16', say)."
+                f"{place.name} holds NUL characters (the first in line {head[: head.index(0)].count(10) + 1}), so it isn't a "
+                "text file in the encoding read: save it as UTF-8 or name its encoding (encoding='utf-16', say)."
             )
         piece, rest = head, b""
         while piece:

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import embedtune
 from embedtune.classifier import load_bundle
-from embedtune.data.columns import TEXT_NAMES, find_column
+from embedtune.data.columns import TEXT_NAMES, find_column, is_number
 from embedtune.data.pieces import is_text
 from embedtune.data.places import PARTIAL, REJECTED, STANDARD, Found, Inputs, Place, find_inputs, find_place
 from embedtune.data.records import Record
@@ -306,6 +306,8 @@ def _label(
             pieces.append(0)
             for piece in table.read():
                 kept, texts, rejected = sort_rows(piece, column, added=added)
+                if not pieces[-1]:
+                    _check_texts(texts, table.name, column)
                 if parts.has(number, pieces[-1]):
                     part = parts.read(number, pieces[-1])
                     labeller.label(texts, part.list_answers(classes))
@@ -324,6 +326,13 @@ def _label(
                 first = first or (_describe(rejected[0], table) if rejected else "")
                 bar.advance(len(texts) + len(rejected))
     return pieces, Predicted(n_labelled, n_rejected, n_cut, (), first)
+
+
+def _check_texts(texts: Sequence[str], name: str, column: str) -> None:
+    if texts and all(is_number(text) for text in texts):
+        raise DataError(
+            f"column '{column}' of {name} holds nothing but numbers. Name the column of texts with text_column."
+        )
 
 
 def _list_facts(record: Record, table: TableStream, n_inputs: int) -> dict[str, Any]:
