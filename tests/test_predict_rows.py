@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 from collections.abc import Callable
@@ -13,10 +14,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from embedtune.classifier import EmbedClassifier
+from embedtune.classifier import EmbedClassifier, load_bundle
 from embedtune.data.lines import Lines, look_through
 from embedtune.data.places import find_place
 from embedtune.data.records import read_csv_records, read_header
@@ -47,7 +48,7 @@ def label(bundle: Path, tmp_path: Path) -> Label:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
 
 
 def read_rejected(folder: Path) -> list[tuple[int, int, str]]:
@@ -86,7 +87,10 @@ def test_csv_rows_that_are_broken_are_set_aside(label: Label, tmp_path: Path) ->
     assert read_rows(tmp_path / "out.jsonl.rejected.jsonl")[4]["content"] == "7,broken \\udcff byte"
 
 
-def test_jsonl_rows_that_are_broken_are_set_aside(label: Label, tmp_path: Path) -> None:
+def test_jsonl_rows_that_are_broken_are_set_aside(
+    label: Label, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "WINDOW_TEXTS", 4)
     lines = [
         b'{"id": 1, "text": "sales rose"}',
         b"{broken",
@@ -254,7 +258,7 @@ VALUE = st.recursive(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
 @given(st.lists(st.tuples(CELL, CELL), min_size=120, max_size=160), st.sampled_from(["csv", "tsv", "jsonl", "parquet"]))
 def test_fuzzed_csv_is_labelled_or_rejected(bundle: Path, tmp_path_factory: Any, rows: Any, output: str) -> None:
     folder = tmp_path_factory.mktemp("fuzz")
@@ -264,7 +268,7 @@ def test_fuzzed_csv_is_labelled_or_rejected(bundle: Path, tmp_path_factory: Any,
     check_fuzzed(bundle, folder, "csv", output)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
 @given(st.lists(st.dictionaries(st.sampled_from(["text", "a", "b"]), VALUE), min_size=120, max_size=160),
        st.sampled_from(["csv", "jsonl", "parquet"]))  # fmt: skip
 def test_fuzzed_jsonl_is_labelled_or_rejected(bundle: Path, tmp_path_factory: Any, rows: Any, output: str) -> None:
@@ -276,12 +280,18 @@ def test_fuzzed_jsonl_is_labelled_or_rejected(bundle: Path, tmp_path_factory: An
         assert done.n_labelled + done.n_rejected == len(lines)
 
 
+@functools.lru_cache
+def load_once(bundle: Path, *, device: str) -> EmbedClassifier:
+    return load_bundle(bundle, device=device)
+
+
 def check_fuzzed(bundle: Path, folder: Path, source: str, output: str) -> Predicted | None:
     """Label a file under two sizes of pieces, and read the output back."""
     found = []
-    for n_rows in (7, 1000):
+    for n_rows in (50, 1000):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(job, "WINDOW_TEXTS", n_rows)
+            patch.setattr(job, "load_bundle", load_once)
             path = folder / f"out{n_rows}.{output}"
             try:
                 done = predict_file(bundle, folder / f"in.{source}", path, text_column="text")

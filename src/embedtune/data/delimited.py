@@ -73,7 +73,9 @@ def pick_quoting(delimiter: str, n_rows: Sequence[int], n_bad: Sequence[int]) ->
     swallowed = delimiter == "\t" and n_rows[0] != n_rows[1]
     if not n_bad[1] and (n_bad[0] or swallowed):
         return 1
-    return min(range(len(QUOTINGS)), key=lambda i: n_bad[i])
+    if n_bad[0] and not n_bad[2]:
+        return 2  # it lets pass much that isn't meant, so it is taken only where it lets pass all
+    return 0 if n_bad[0] <= n_bad[1] else 1
 
 
 def find_delimiter(text: str, delimiters: tuple[str, ...] = DELIMITERS) -> str:

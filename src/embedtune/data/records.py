@@ -145,6 +145,8 @@ def read_json_records(lines: Lines) -> Iterator[Record]:
             cells, problem = parse_object(line.rstrip("\n"))
             if cells is None:
                 yield Record(row, number, None, f"the line {problem}", shorten(line))
+            elif not cells:
+                yield Record(row, number, None, "an empty object", shorten(line))
             else:
                 yield Record(row, number, cells)
 

@@ -96,6 +96,10 @@ class Parts:
         try:
             self._prepare()
             yield
+        except BaseException:
+            if not any(self._folder.local.glob("*.arrow")):
+                self.remove()  # nothing that would be lost
+            raise
         finally:
             lock.release()
 
