@@ -93,9 +93,7 @@ def test_predict_file_sets_and_abstentions_are_those_of_the_probabilities(
     sets = classifier.predict_sets(texts, coverage=0.8)
     assert classifier.calibrator_ is not None
     sizes = find_sets(probabilities, classifier.calibrator_.find_threshold(0.8)).sum(axis=1)
-    found = [
-        cell.split(" | ") if isinstance(cell, str) else list(cell) for cell in frame["set"]
-    ]
+    found = [cell.split(" | ") if isinstance(cell, str) else list(cell) for cell in frame["set"]]
     assert found == sets
     assert [len(cell) for cell in found] == sizes.tolist()
     assert frame["abstain"].tolist() == (probabilities.max(axis=1) < 0.75).tolist()
@@ -125,7 +123,10 @@ def test_predict_file_refuses_sets_without_a_calibrator(source: Path, tmp_path: 
         ),
         ({"coverage": 1.5}, "--coverage 1.5 is out of range: give a number between 0 and 1."),
         ({"abstain_below": -1}, "--abstain-below -1 is out of range: give a number between 0 and 1."),
-        ({"format": "csv"}, "--format is for standard input and output (-): files are what their extension says."),
+        (
+            {"format": "csv"},
+            "--format is for standard input and output (-): files are what their extension says.",
+        ),
     ],
 )
 def test_predict_file_wrong_options_are_one_line(
@@ -166,7 +167,10 @@ def test_predict_file_keeps_parquet_types_and_pandas_index(bundle: Path, tmp_pat
 
 def test_predict_file_jsonl_with_mixed_columns_becomes_parquet(bundle: Path, tmp_path: Path) -> None:
     cells: list[Any] = [1, "a", None, 2.5, [1, "x"], {"k": None}, True, 10**30, "\ud800", float("nan")]
-    rows = [{"text": TEXTS[i % 6], "any": cell, "lists": [i, i + 1], "big": 2**60 + i} for i, cell in enumerate(cells)]
+    rows = [
+        {"text": TEXTS[i % 6], "any": cell, "lists": [i, i + 1], "big": 2**60 + i}
+        for i, cell in enumerate(cells)
+    ]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     predict_file(bundle, tmp_path / "in.jsonl", tmp_path / "out.parquet")
     table = pq.read_table(tmp_path / "out.parquet")
@@ -227,7 +231,9 @@ def test_predict_file_disarms_formulas_in_csv_only(bundle: Path, tmp_path: Path)
 def test_predict_file_counts_texts_longer_than_a_backbone_reads(tiny_bert: Path, tmp_path: Path) -> None:
     encoder = TransformerEncoder(tiny_bert, max_length=16)
     long = "sales rose " * 40
-    classifier = EmbedClassifier([encoder, LexicalEncoder()], "logistic").fit(TEXTS, ["up"] * 3 + ["down"] * 3)
+    classifier = EmbedClassifier([encoder, LexicalEncoder()], "logistic").fit(
+        TEXTS, ["up"] * 3 + ["down"] * 3
+    )
     classifier.save(tmp_path / "bundle")
     texts = ["sales rose", long, "x" * 30, long, "profit fell", long]
     pd.DataFrame({"text": texts}).to_csv(tmp_path / "in.csv", index=False)

@@ -145,13 +145,15 @@ def test_pattern_takes_what_fits(bundle: Path, folder: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("nosuch://bucket/x.csv", "nosuch://bucket/x.csv: 'nosuch://' is no scheme that fsspec knows: give a path, or a "
-         "URI such as s3:// or gs://."),
+        ("nosuch://bucket/x.csv", "nosuch://bucket/x.csv: 'nosuch://' is no scheme that fsspec knows: give a path, or "
+         "a URI such as s3:// or gs://."),
         ("memory://bucket/none.csv", "memory://bucket/none.csv doesn't exist: check the path"),
         ("/nowhere/x.csv", "/nowhere/x.csv doesn't exist: check the path"),
     ],
 )  # fmt: skip
-def test_inputs_that_are_not_there_are_one_line(bundle: Path, tmp_path: Path, address: str, message: str) -> None:
+def test_inputs_that_are_not_there_are_one_line(
+    bundle: Path, tmp_path: Path, address: str, message: str
+) -> None:
     with pytest.raises(DataError) as error:
         predict_file(bundle, address, tmp_path / "out.csv")
     assert str(error.value).startswith(message)
@@ -208,7 +210,17 @@ def test_standard_streams_need_a_format(bundle: Path, tmp_path: Path, words: lis
 
 def test_closed_standard_output_ends_quietly(bundle: Path, tmp_path: Path) -> None:
     pd.DataFrame({"text": TEXTS * 1000}).to_csv(tmp_path / "in.csv", index=False)
-    command = [sys.executable, "-m", "embedtune", "predict", str(bundle), str(tmp_path / "in.csv"), "-o", "-", "--format"]
+    command = [
+        sys.executable,
+        "-m",
+        "embedtune",
+        "predict",
+        str(bundle),
+        str(tmp_path / "in.csv"),
+        "-o",
+        "-",
+        "--format",
+    ]
     with subprocess.Popen([*command, "csv"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None

@@ -89,7 +89,9 @@ def test_stopped_call_goes_on_to_the_same_bytes(
     tiny_bert: Path, tmp_path: Path, source: Path, view: str, extension: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = LexicalEncoder() if view == "lexical" else TransformerEncoder(tiny_bert)
-    bundle = EmbedClassifier([encoder], "logistic").fit(TEXTS, ["up"] * 3 + ["down"] * 3).save(tmp_path / "bundle")
+    bundle = (
+        EmbedClassifier([encoder], "logistic").fit(TEXTS, ["up"] * 3 + ["down"] * 3).save(tmp_path / "bundle")
+    )
     monkeypatch.setattr(job, "WINDOW_TEXTS", 8)
     whole, stopped = tmp_path / f"whole.{extension}", tmp_path / f"stopped.{extension}"
     done = predict_file(bundle, source, whole)
@@ -101,7 +103,9 @@ def test_stopped_call_goes_on_to_the_same_bytes(
             with pytest.raises(Stopped):
                 predict_file(bundle, source, stopped)
         assert not stopped.exists()
-    monkeypatch.setattr(EmbedClassifier, "find_cut", lambda self, texts: run.append(1) or find_cut(self, texts))
+    monkeypatch.setattr(
+        EmbedClassifier, "find_cut", lambda self, texts: run.append(1) or find_cut(self, texts)
+    )
     again = predict_file(bundle, source, stopped)
     assert len(run) <= 2
     assert again[:3] == done[:3]
@@ -153,7 +157,13 @@ def test_killed_process_leaves_parts_that_the_next_one_takes(bundle: Path, tmp_p
     [("input", "another input"), ("settings", "other settings"), ("bundle", "another bundle")],
 )
 def test_other_input_bundle_or_settings_start_anew_and_say_so(
-    bundle: Path, tmp_path: Path, source: Path, change: str, said: str, monkeypatch: pytest.MonkeyPatch, caplog: Any
+    bundle: Path,
+    tmp_path: Path,
+    source: Path,
+    change: str,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: Any,
 ) -> None:
     monkeypatch.setattr(job, "WINDOW_TEXTS", 8)
     with monkeypatch.context() as patch:
@@ -190,7 +200,10 @@ def test_call_stopped_behind_its_end_is_finished_by_the_next(
 
 def test_two_processes_do_not_write_one_output(bundle: Path, tmp_path: Path, source: Path) -> None:
     (tmp_path / "out.csv.partial").mkdir()
-    with FileLock(tmp_path / "out.csv.partial" / "lock"), pytest.raises(DataError, match="another process is writing"):
+    with (
+        FileLock(tmp_path / "out.csv.partial" / "lock"),
+        pytest.raises(DataError, match="another process is writing"),
+    ):
         predict_file(bundle, source, tmp_path / "out.csv")
 
 

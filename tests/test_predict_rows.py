@@ -52,7 +52,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def read_rejected(folder: Path) -> list[tuple[int, int, str]]:
-    return [(row["row"], row["line"], row["reason"]) for row in read_rows(folder / "out.jsonl.rejected.jsonl")]
+    return [
+        (row["row"], row["line"], row["reason"]) for row in read_rows(folder / "out.jsonl.rejected.jsonl")
+    ]
 
 
 def test_csv_rows_that_are_broken_are_set_aside(label: Label, tmp_path: Path) -> None:
@@ -143,14 +145,15 @@ def test_strict_names_the_first_row_before_anything_is_labelled(label: Label, tm
     with pytest.raises(DataError) as error:
         label("in.csv", "id,text\n1,sales rose\n2,a,b\n", strict=True)
     assert str(error.value) == (
-        "row 2 (line 3) of in.csv: 3 cells where the header has 2. Mend it, or leave out --strict to put such rows aside."
+        "row 2 (line 3) of in.csv: 3 cells where the header has 2. Mend it, or leave out --strict to put such rows "
+        "aside."
     )
     assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
     assert label("good.csv", "id,text\n1,sales rose\n", strict=True).n_labelled == 1
 
 
 def test_csv_cell_of_50_megabytes_costs_its_row_only(label: Label, tmp_path: Path) -> None:
-    content = "id,text\n1,sales rose\n2,\"" + "long " * 10_000_000 + '"\n3,profit fell\n'
+    content = 'id,text\n1,sales rose\n2,"' + "long " * 10_000_000 + '"\n3,profit fell\n'
     assert label("in.csv", content).n_labelled == 2
     assert read_rejected(tmp_path) == [
         (2, 3, "a cell of more than 1,000,000 characters, or a quote that isn't closed")
@@ -221,8 +224,8 @@ def test_look_through_finds_what_most_lines_are_in(tmp_path: Path, data: bytes, 
         ("in.csv", b"a,b\n1,2\n",
          "in.csv has no column that is plainly the text. Its columns: 'a', 'b'. Name one with text_column."),
         ("in.csv", b"text\n" + "sales".encode("utf-16-le"),
-         "in.csv holds NUL characters (the first in line 2), so it isn't a text file in the encoding read: save it as UTF-8 or "
-         "name its encoding (encoding='utf-16', say)."),
+         "in.csv holds NUL characters (the first in line 2), so it isn't a text file in the encoding read: save it "
+         "as UTF-8 or name its encoding (encoding='utf-16', say)."),
         ("in.csv", b"text,id\n5,a\n6,b\n",
          "column 'text' of in.csv holds nothing but numbers. Name the column of texts with text_column."),
         ("in.parquet", b"PAR1", None),
@@ -242,14 +245,16 @@ def test_files_that_are_none_are_one_line(
 
 def test_parquet_column_of_numbers_is_no_text(bundle: Path, tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "in.parquet")
-    with pytest.raises(DataError, match="column 'text' of in.parquet is of type int64, not text"):
+    with pytest.raises(DataError, match=r"column 'text' of in\.parquet is of type int64, not text"):
         predict_file(bundle, tmp_path / "in.parquet", tmp_path / "out.csv")
 
 
 CELL = st.one_of(
     st.text(max_size=12),
     st.text(st.characters(categories=["Cs", "Cc", "Po", "Sm"]), max_size=8),
-    st.sampled_from(["=1+1", "+2", "-3", "@x", '"', '""', "a\nb", "a\r\nb", "\0", ",", "\t=", "'", "\ufeff", "sales rose"]),
+    st.sampled_from(
+        ["=1+1", "+2", "-3", "@x", '"', '""', "a\nb", "a\r\nb", "\0", ",", "\t=", "'", "\ufeff", "sales rose"]
+    ),
 )
 VALUE = st.recursive(
     st.one_of(CELL, st.none(), st.booleans(), st.integers(), st.integers(2**62, 2**80), st.floats()),
@@ -259,8 +264,13 @@ VALUE = st.recursive(
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
-@given(st.lists(st.tuples(CELL, CELL), min_size=120, max_size=160), st.sampled_from(["csv", "tsv", "jsonl", "parquet"]))
-def test_fuzzed_csv_is_labelled_or_rejected(bundle: Path, tmp_path_factory: Any, rows: Any, output: str) -> None:
+@given(
+    st.lists(st.tuples(CELL, CELL), min_size=120, max_size=160),
+    st.sampled_from(["csv", "tsv", "jsonl", "parquet"]),
+)
+def test_fuzzed_csv_is_labelled_or_rejected(
+    bundle: Path, tmp_path_factory: Any, rows: Any, output: str
+) -> None:
     folder = tmp_path_factory.mktemp("fuzz")
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\r\n").writerows([("text", "other"), ("sales rose", "x"), *rows])
@@ -271,7 +281,9 @@ def test_fuzzed_csv_is_labelled_or_rejected(bundle: Path, tmp_path_factory: Any,
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
 @given(st.lists(st.dictionaries(st.sampled_from(["text", "a", "b"]), VALUE), min_size=120, max_size=160),
        st.sampled_from(["csv", "jsonl", "parquet"]))  # fmt: skip
-def test_fuzzed_jsonl_is_labelled_or_rejected(bundle: Path, tmp_path_factory: Any, rows: Any, output: str) -> None:
+def test_fuzzed_jsonl_is_labelled_or_rejected(
+    bundle: Path, tmp_path_factory: Any, rows: Any, output: str
+) -> None:
     folder = tmp_path_factory.mktemp("fuzz")
     lines = [json.dumps(row) for row in [{"text": "sales rose"}, *rows]]
     (folder / "in.jsonl").write_text("\n".join(lines))

@@ -170,8 +170,8 @@ def find_place(address: str | Path, *, suffix: str | None = None) -> Place:
 def find_inputs(address: str | Path) -> Inputs:
     """Return the file at an address, or, sorted by name, those of a folder or pattern (``*``, ``?``, ``[``).
 
-    Folders are searched for `FOLDER_SUFFIXES` at any depth. Hidden files and what labelling leaves beside its output are
-    left out.
+    Folders are searched for `FOLDER_SUFFIXES` at any depth. Hidden files, and those that labelling leaves beside
+    its output, are left out.
 
     Raises
     ------
