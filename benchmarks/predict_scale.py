@@ -134,7 +134,7 @@ def kill(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
             for _ in range(options.kills):
                 process = subprocess.Popen(make_command(bundle, source, killed))
                 try:
-                    process.wait(moments.uniform(0.2, 0.6) * seconds)
+                    process.wait(moments.uniform(*options.moments) * seconds)
                 except subprocess.TimeoutExpired:
                     process.send_signal(signal.SIGKILL)
                     process.wait()
@@ -149,7 +149,7 @@ def kill(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
                 "rows": options.rows,
                 "undisturbed_seconds": round(seconds, 1),
                 "kills": n_killed,
-                "right": equal and not (folder / f"killed.{form}.partial").exists(),
+                "right": equal and n_killed > 0 and not (folder / f"killed.{form}.partial").exists(),
             }
             whole.unlink()
             killed.unlink()
@@ -164,6 +164,13 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--formats", nargs="+", default=["csv", "parquet"])
     parser.add_argument("--views", nargs="+", default=["lexical", "static"], choices=list(VIEWS))
     parser.add_argument("--kills", type=int, default=6)
+    parser.add_argument(
+        "--moments",
+        type=float,
+        nargs=2,
+        default=(0.1, 0.5),
+        help="of an undisturbed call's time, when it is killed",
+    )
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--work", type=Path, help="where files go for as long as it takes")
     parser.add_argument("-o", "--output", type=Path)

@@ -205,8 +205,8 @@ def _read_times(cells: Sequence[Any], rows: Sequence[int], *, name: str, column:
     times = []
     for row, cell in zip(rows, cells, strict=True):
         try:
-            is_number = isinstance(cell, int | float) or is_number(str(cell))
-            time = float(cell) if is_number else pd.Timestamp(cell).timestamp()
+            is_numeric = isinstance(cell, int | float) or is_number(str(cell))
+            time = float(cell) if is_numeric else pd.Timestamp(cell).timestamp()
         except (ValueError, TypeError, OverflowError):
             time = math.nan
         if not math.isfinite(time):

@@ -191,14 +191,16 @@ def find_inputs(address: str | Path) -> Inputs:
             )
         return Inputs(_list_found(place, paths, place.path), True)
     if any(sign in place.path for sign in "*?[") and not place.exists():
-        paths = [path for path in place.fs.glob(place.path) if not place.fs.isdir(path)]
+        parts = place.path.split("/")
+        n_fixed = next(i for i, part in enumerate(parts) if any(sign in part for sign in "*?["))
+        top = "/".join(parts[:n_fixed])
+        found = [path for path in place.fs.glob(place.path) if not place.fs.isdir(path)]
+        paths = [path for path in found if not _is_aside(path, top)]
         if not paths:
             raise DataError(
                 f"no file fits the pattern {place.address}: check it, and quote it for the shell."
             )
-        parts = place.path.split("/")
-        n_fixed = next(i for i, part in enumerate(parts) if any(sign in part for sign in "*?["))
-        return Inputs(_list_found(place, paths, "/".join(parts[:n_fixed])), True)
+        return Inputs(_list_found(place, paths, top), True)
     return Inputs([Found(place, place.name)], False)
 
 
