@@ -182,9 +182,8 @@ def main(words: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             right = right and figures["right"]
             if options.output:
-                machine = describe_machine() | {"command": " ".join(sys.argv)}
                 with options.output.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(figures | {"machine": machine}) + "\n")
+                    file.write(json.dumps(figures | {"machine": describe_machine()}) + "\n")
     return 0 if right else 1
 
 

@@ -278,7 +278,7 @@ def test_fuzzed_csv_is_labelled_or_rejected(
     check_fuzzed(bundle, folder, "csv", output)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
 @given(st.lists(st.dictionaries(st.sampled_from(["text", "a", "b"]), VALUE), min_size=120, max_size=160),
        st.sampled_from(["csv", "jsonl", "parquet"]))  # fmt: skip
 def test_fuzzed_jsonl_is_labelled_or_rejected(

@@ -45,9 +45,10 @@ def look_through(place: Place, *, encoding: str | None = None) -> TextFacts:
         chosen = encoding or next((name for mark, name in BYTE_ORDER_MARKS if head.startswith(mark)), None)
         _check_encoding(chosen or "utf-8")
         if chosen is None and head.count(0) * _NUL_SHARE > len(head):
+            line = head[: head.index(0)].count(10) + 1
             raise DataError(
-                f"{place.name} holds NUL characters (the first in line {head[: head.index(0)].count(10) + 1}), so it isn't "
-                "a text file in the encoding read: save it as UTF-8 or name its encoding (encoding='utf-16', say)."
+                f"{place.name} holds NUL characters (the first in line {line}), so it isn't a text file in the "
+                "encoding read: save it as UTF-8 or name its encoding (encoding='utf-16', say)."
             )
         piece, rest = head, b""
         while piece:
