@@ -217,6 +217,10 @@ class EmbedClassifier(ClassifierMixin, _BaseComposition):  # type: ignore[misc]
         ConfigError
             If the classifier has no calibrator, or `coverage` is not between 0 and 1.
         """
+        return self.list_sets(self.predict_proba(texts), coverage=coverage)
+
+    def list_sets(self, probabilities: NDArray[np.float64], *, coverage: float = 0.9) -> list[list[Any]]:
+        """Return what `predict_sets` does for rows of probabilities (n, n_classes); raises as it does."""
         check_is_fitted(self, "head_")
         if self.calibrator_ is None:
             raise ConfigError(
@@ -224,7 +228,6 @@ class EmbedClassifier(ClassifierMixin, _BaseComposition):  # type: ignore[misc]
                 "'auto', 'temperature' or 'isotonic'."
             )
         threshold = self.calibrator_.find_threshold(coverage)
-        probabilities = self.predict_proba(texts)
         order = np.argsort(-probabilities, axis=1, kind="stable")
         sizes = find_sets(probabilities, threshold).sum(axis=1) if len(probabilities) else []
         return [np.asarray(self.classes_)[row[:n]].tolist() for row, n in zip(order, sizes, strict=True)]
@@ -238,6 +241,15 @@ class EmbedClassifier(ClassifierMixin, _BaseComposition):  # type: ignore[misc]
         check_is_fitted(self, "head_")
         winners: NDArray[Any] = np.asarray(self.classes_)[decide(probabilities, self.decision_weights_)]
         return winners
+
+    def find_cut(self, texts: Sequence[str]) -> NDArray[np.bool_]:
+        """Return which texts are longer than a backbone reads and so cut off, shape (n,)."""
+        check_is_fitted(self, "head_")
+        cut = np.zeros(len(texts), dtype=np.bool_)
+        for _, encoder in self.views_:
+            if isinstance(encoder, TransformerEncoder | CrossFittedEncoder):
+                cut |= encoder.find_cut(texts)
+        return cut
 
     def transform(self, texts: Sequence[str]) -> Any:
         """Return the joined views as the head reads them, (n, sum of widths): dense float32 or CSR."""

@@ -176,7 +176,7 @@ def read_texts(cells: Sequence[Any], *, name: str, column: str, first_row: int =
         if "\0" in cell:
             raise DataError(f"row {row} of {name} has a NUL character in its text. Remove it.")
         texts.append(cell.strip())
-    if first_row == 1 and any(texts) and all(_is_number(text) for text in texts if text):
+    if first_row == 1 and any(texts) and all(is_number(text) for text in texts if text):
         raise DataError(
             f"column '{column}' of {name} holds nothing but numbers. Name the column of texts with text_column."
         )
@@ -205,8 +205,8 @@ def _read_times(cells: Sequence[Any], rows: Sequence[int], *, name: str, column:
     times = []
     for row, cell in zip(rows, cells, strict=True):
         try:
-            is_number = isinstance(cell, int | float) or _is_number(str(cell))
-            time = float(cell) if is_number else pd.Timestamp(cell).timestamp()
+            is_numeric = isinstance(cell, int | float) or is_number(str(cell))
+            time = float(cell) if is_numeric else pd.Timestamp(cell).timestamp()
         except (ValueError, TypeError, OverflowError):
             time = math.nan
         if not math.isfinite(time):
@@ -237,7 +237,8 @@ def _is_null(cell: Any) -> bool:
     return cell is None or cell is pd.NA or cell is pd.NaT or (isinstance(cell, float) and math.isnan(cell))
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Tell whether a text is a number and nothing else."""
     try:
         float(text)
     except ValueError:

@@ -85,18 +85,26 @@ def read_json_line(line: str, *, number: int, name: str) -> dict[str, Any]:
     DataError
         If the line isn't JSON, or isn't an object.
     """
+    record, problem = parse_object(line)
+    if record is None:
+        raise DataError(
+            f"line {number} of {name} {problem}: give one object per line"
+            + ("." if "JSON (" in problem else ', such as {"text": "…", "label": "…"}.')
+        )
+    return record
+
+
+def parse_object(line: str) -> tuple[dict[str, Any] | None, str]:
+    """Return the JSON object that a line is, or None and what it is instead."""
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
-        raise DataError(
-            f"line {number} of {name} isn't JSON ({error.msg}, column {error.colno}): give one object per line."
-        ) from error
+        return None, f"isn't JSON ({error.msg}, column {error.colno})"
+    except (ValueError, RecursionError):
+        return None, "isn't JSON (a number of more digits, or more nesting, than can be read)"
     if not isinstance(record, dict):
-        raise DataError(
-            f"line {number} of {name} is a JSON {type(record).__name__}, not an object: "
-            'give one object per line, such as {"text": "…", "label": "…"}.'
-        )
-    return record
+        return None, f"is a JSON {type(record).__name__}, not an object"
+    return record, ""
 
 
 def _read_json_lines(path: Path, encoding: str | None) -> pd.DataFrame:

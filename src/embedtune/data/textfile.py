@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import codecs
-import io
 from pathlib import Path
-from typing import TextIO
 
 from embedtune.errors import DataError
 
-_BYTE_ORDER_MARKS = (
+BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-
-_PIECE_BYTES = 1 << 20
 
 
 def read_text(path: Path, *, encoding: str | None = None) -> str:
@@ -38,38 +34,6 @@ def read_text(path: Path, *, encoding: str | None = None) -> str:
             "in the encoding read: save it as UTF-8 or name its encoding (encoding='utf-16', say)."
         )
     return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def open_text(path: Path, *, encoding: str | None = None) -> TextIO:
-    r"""Open a text file to be read line by line, with ``\n`` line ends; encodings and errors as in `read_text`.
-
-    A file in UTF-8 is looked through once for what isn't, and not held; one in another encoding is read whole.
-    """
-    check_file(path)
-    if encoding is None and _is_plain_utf8(path):
-        return path.open(encoding="utf-8", newline=None)
-    return io.StringIO(read_text(path, encoding=encoding))
-
-
-def _is_plain_utf8(path: Path) -> bool:
-    """Tell whether the file is UTF-8 without byte order mark or NUL, reading it piece by piece."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    try:
-        with path.open("rb") as file:
-            piece = file.read(_PIECE_BYTES)
-            if any(piece.startswith(mark) for mark, _ in _BYTE_ORDER_MARKS):
-                return False
-            while piece:
-                if b"\0" in piece:
-                    return False
-                decoder.decode(piece)
-                piece = file.read(_PIECE_BYTES)
-        decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
-        return False
-    except OSError as error:
-        raise DataError(f"{path} can't be read: {error.strerror or error}. Check its permissions.") from error
-    return True
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -104,7 +68,7 @@ def _decode_as(data: bytes, path: Path, encoding: str) -> str:
 
 
 def _decode(data: bytes, path: Path) -> str:
-    for mark, encoding in _BYTE_ORDER_MARKS:
+    for mark, encoding in BYTE_ORDER_MARKS:
         if data.startswith(mark):
             return _decode_as(data, path, encoding)
     try:

@@ -109,6 +109,10 @@ class CrossFittedEncoder(FrozenEncoder):
             total += self._read(k, texts)
         return total / np.float32(len(self.encoders))
 
+    def find_cut(self, texts: Sequence[str]) -> NDArray[np.bool_]:
+        """Return which texts have more tokens than are read, shape (n_texts,); the encoders read alike."""
+        return self.encoders[0].find_cut(texts)
+
     @property
     def layers_(self) -> tuple[int, ...]:
         """Hidden-state numbers from 0, in the order asked."""

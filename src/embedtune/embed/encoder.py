@@ -20,7 +20,7 @@ from embedtune.embed.precision import resolve_device, resolve_precision
 from embedtune.embed.runner import Column, Runner, Vectors
 from embedtune.embed.store import EmbeddingStore, EmbeddingTable, StoreKey, column_name, hash_text
 from embedtune.embed.texts import FrozenEncoder, check_texts, find_distinct
-from embedtune.embed.tokens import Tokens, tokenize
+from embedtune.embed.tokens import Tokens, find_longer, tokenize
 from embedtune.embed.waiting import Waiting
 from embedtune.errors import BackboneError, ConfigError
 from embedtune.progress import track
@@ -241,6 +241,17 @@ class TransformerEncoder(FrozenEncoder):
         self.last_n_computed_ = n_computed
         self.last_seconds_ = time.perf_counter() - started
         return StoredTexts(n_texts, n_computed, self.last_seconds_)
+
+    def find_cut(self, texts: Sequence[str]) -> NDArray[np.bool_]:
+        """Return which texts have more tokens than are read, shape (n_texts,); none where long texts are split."""
+        if self.long_texts == "split":
+            return np.zeros(len(texts), dtype=np.bool_)
+        from embedtune.embed.quiet import hush_libraries
+
+        with hush_libraries():  # a warning that texts are longer than the model reads
+            return find_longer(
+                self._describe().tokenizer, texts, max_length=self.max_length, prefix=self.prefix
+            )
 
     @property
     def layers_(self) -> tuple[int, ...]:

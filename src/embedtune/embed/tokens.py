@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from embedtune.errors import BackboneError, ConfigError
 
+#: A tokenizer may put a space before a text, and decompose a sign or two.
+_SPARE_TOKENS = 8
+
 
 class Tokens(NamedTuple):
     """Token ids of some texts.
@@ -88,6 +91,29 @@ def tokenize(tokenizer: Any, texts: Sequence[str], *, max_length: int, prefix: s
     # Nothing but the prefix was read: without a token of the text's own, all of them stand for it.
     counted = [row if any(row) else [True] * len(row) for row in counted]
     return Tokens(ids, counted)
+
+
+def find_longer(
+    tokenizer: Any, texts: Sequence[str], *, max_length: int, prefix: str = ""
+) -> NDArray[np.bool_]:
+    """Return which texts `tokenize` truncates, shape (n_texts,).
+
+    No tokenizer makes more tokens than bytes, but for a few at the beginning, so most short texts aren't tokenized.
+    """
+    room = max_length - tokenizer.num_special_tokens_to_add(pair=False)
+    rows = [i for i, text in enumerate(texts) if len((prefix + text).encode()) > room - _SPARE_TOKENS]
+    longer = np.zeros(len(texts), dtype=np.bool_)
+    if rows:
+        encoded = tokenizer(
+            [prefix + texts[row] for row in rows],
+            add_special_tokens=False,
+            truncation=False,
+            padding=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )
+        longer[rows] = [len(ids) > room for ids in encoded["input_ids"]]
+    return longer
 
 
 def pad_tokens(
