@@ -13,6 +13,7 @@ from embedtune.cli.bundles import predict
 from embedtune.cli.doctor import check_machine
 from embedtune.cli.recipe import recipes
 from embedtune.cli.runs import STAGE_HELP, make_stage, run
+from embedtune.cli.serve import serve
 from embedtune.cli.store import app as store_app
 
 app = typer.Typer(
@@ -46,6 +47,7 @@ for _stage in STAGE_HELP:
     )
 app.command()(ablate)
 app.command()(predict)
+app.command()(serve)
 app.command()(recipes)
 app.command("doctor")(check_machine)
 app.command()(bench)

@@ -41,7 +41,7 @@ from embedtune.errors import BackboneError, ConfigError, ResourceError, suggest_
 #: How a model may be spread over devices; see accelerate's `device_map`.
 DEVICE_MAPS = (None, "auto", "balanced", "sequential")
 
-#: Loaded backbones kept for the next encoder that asks for the same one.
+#: Loaded backbones kept for the next encoder that asks for the same one, if `keep_backbones` doesn't say more.
 _N_KEPT = 2
 
 
@@ -147,6 +147,7 @@ class Backbone:
 
 _described: dict[tuple[Any, ...], Description] = {}
 _loaded: OrderedDict[tuple[Any, ...], Backbone] = OrderedDict()
+_n_kept = _N_KEPT
 _lock = threading.RLock()
 
 
@@ -200,7 +201,7 @@ def load_backbone(
     device_map: str | None = None,
     trust_remote_code: bool = False,
 ) -> Backbone:
-    """Load a backbone, or return the one already loaded; the last two are kept.
+    """Load a backbone, or return the one already loaded; the last two are kept, or as many as `keep_backbones` says.
 
     Parameters are those of `describe_backbone`, with `precision` and `device` as in `embed.precision`. A LoRA
     adapter is merged in the checkpoint's own precision before anything is rounded; beside int8 and nf4 weights it
@@ -229,7 +230,7 @@ def load_backbone(
     key = (description, precision, device, device_map)
     with _lock:
         if key not in _loaded:
-            while len(_loaded) >= _N_KEPT:
+            while len(_loaded) >= _n_kept:
                 _loaded.popitem(last=False)
             _loaded[key] = _load(description, precision, device, device_map, trust_remote_code)
         _loaded.move_to_end(key)
@@ -254,6 +255,18 @@ def check_device_map(device_map: str | None, device: str) -> None:
             f"device {device!r} and device_map {device_map!r} contradict each other: set device to auto, or "
             "device_map to None."
         )
+
+
+def keep_backbones(n_backbones: int) -> None:
+    """Keep so many loaded backbones, and no fewer than before, so that who reads with all in turn loads each once."""
+    global _n_kept
+    with _lock:
+        _n_kept = max(_n_kept, n_backbones)
+
+
+def count_kept() -> int:
+    """Return how many loaded backbones are kept."""
+    return _n_kept
 
 
 def release_backbones() -> None:

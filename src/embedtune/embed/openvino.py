@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from embedtune.embed.backbone import Backbone
+from embedtune.embed.backbone import Backbone, count_kept
 from embedtune.embed.pooling import OWN_TOKENS, pool
 from embedtune.embed.precision import multiplies_bfloat16
 from embedtune.embed.quiet import hush_libraries
@@ -26,9 +26,7 @@ from embedtune.errors import BackboneError
 #: Columns of a weight matrix's input that share a scale, found anew for each token.
 ACTIVATION_GROUP = 128
 
-#: Compiled graphs kept for the next encoder that reads the same columns.
-_N_KEPT = 2
-
+#: Compiled graphs, kept for the next encoder that reads the same columns.
 _compiled: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
 _lock = threading.RLock()
 
@@ -129,7 +127,7 @@ def _compile(backbone: Backbone, columns: tuple[Column, ...], precision: str, *,
     key = (backbone.description, columns, precision, n_streams)
     with _lock:
         if key not in _compiled:
-            while len(_compiled) >= _N_KEPT:
+            while len(_compiled) >= count_kept():
                 _compiled.popitem(last=False)
             graph = _convert(backbone, columns)
             _part_gated_products(graph)
