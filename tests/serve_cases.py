@@ -32,7 +32,10 @@ TEXTS = [
     for move in ("rose", "grew", "fell", "shrank")
     for end in ("in the north", "for the bank this year")
 ]
-LABELS = ["up" if " rose " in text or " grew " in text else "down" for text in TEXTS]
+#: Every seventh is wrong, so that no probability is certain.
+LABELS = [
+    "up" if (" rose " in text or " grew " in text) != (n % 7 == 0) else "down" for n, text in enumerate(TEXTS)
+]
 
 
 def fit_bert(folder: Path, **settings: Any) -> EmbedClassifier:

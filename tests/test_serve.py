@@ -144,7 +144,12 @@ def test_long_request_does_not_hold_up_a_short_one(classifier):
 
 
 def test_predict_top_k_threshold_and_coverage(running, classifier):
-    texts = ["sales rose in the north", "sales rose and fell", "nothing that is known", "profit fell for the bank"]
+    texts = [
+        "sales rose in the north",
+        "sales rose and fell",
+        "nothing that is known",
+        "profit fell for the bank",
+    ]
     probabilities = classifier.predict_proba(texts)
     threshold = float(probabilities.max(axis=1).mean())
     assert np.ptp(probabilities.max(axis=1)) > 1e-3
