@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,6 +151,7 @@ _described: dict[tuple[Any, ...], Description] = {}
 _loaded: OrderedDict[tuple[Any, ...], Backbone] = OrderedDict()
 _n_kept = _N_KEPT
 _lock = threading.RLock()
+_held: ContextVar[dict[tuple[Any, ...], Description] | None] = ContextVar("embedtune_held", default=None)
 
 
 def describe_backbone(
@@ -178,6 +181,10 @@ def describe_backbone(
     MissingExtraError
         If it is a packaged model whose package isn't installed, and the Hub can't be reached.
     """
+    held = _held.get()
+    asked = (str(model), adapter, revision, trust_remote_code)
+    if held is not None and asked in held:
+        return held[asked]
     source = resolve_model(model)
     folder = Path(adapter).expanduser() if adapter is not None else None
     if folder is not None and not folder.is_dir():
@@ -188,7 +195,19 @@ def describe_backbone(
     with _lock:
         if key not in _described:
             _described[key] = _describe(str(model), source, folder, revision, trust_remote_code)
+        if held is not None:
+            held[asked] = _described[key]
         return _described[key]
+
+
+@contextmanager
+def hold_descriptions() -> Iterator[None]:
+    """Describe each backbone once inside the block, as if its files stayed as they are, rather than look every time."""
+    token = _held.set({})
+    try:
+        yield
+    finally:
+        _held.reset(token)
 
 
 def load_backbone(

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from embedtune.embed.backbone import hold_descriptions
 from embedtune.errors import ResourceError
 from embedtune.serve.limits import Limits
 from embedtune.serve.metrics import Metrics
@@ -145,8 +146,9 @@ class Batcher:
 
     def _work(self) -> None:
         try:
-            while parts := self._collect():
-                self._compute(parts)
+            with hold_descriptions():
+                while parts := self._collect():
+                    self._compute(parts)
         except BaseException as error:  # whatever ends the thread must not leave requests waiting
             self.fault = "the worker is dead"
             log.critical("the worker died of %s; restart the server", type(error).__name__)
