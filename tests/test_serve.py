@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+import runpy
 import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -15,6 +19,7 @@ import openai
 import pytest
 import torch
 
+from embedtune.bench import contestants
 from embedtune.classifier import EmbedClassifier
 from embedtune.embed.lexical import LexicalEncoder
 from embedtune.errors import BundleError, ConfigError
@@ -548,6 +553,19 @@ def test_metrics_count_what_was_done(lexical):
     assert "embedtune_healthy 1.0" in lines
     assert "embedtune_queue_texts 0.0" in lines
     assert "secret-path" not in told.text
+
+
+def test_benchmark_asks_each_text_once_and_times_it(lexical):
+    load = SimpleNamespace(**runpy.run_path(str(Path(contestants.__file__).with_name("load.py"))))
+    requests = [load._write_request("/v1/predict", {"input": [text]}) for text in TEXTS]
+    with run_server({"words": lexical}) as running:
+        port = int(running.url.rsplit(":", 1)[1])
+        fast = asyncio.run(load._ask_all(port, requests, 4))
+        calm = asyncio.run(load._ask_at_rate(port, requests, 500.0))
+        told = running.get("/metrics").text
+    assert len(fast) == len(calm) == len(TEXTS)
+    assert min(fast + calm) > 0
+    assert f'embedtune_texts_total{{model="words"}} {2 * len(TEXTS)}.0' in told.splitlines()
 
 
 def test_keep_alive_connection_serves_many(running):

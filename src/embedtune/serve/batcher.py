@@ -88,7 +88,7 @@ class Batcher:
         self._open: set[_Job] = set()
         self._n_waiting = 0
         self._texts_per_second = 100.0
-        self._is_closing = False
+        self._is_closing = self._is_dead = False
         self._thread = threading.Thread(target=self._work, name="embedtune-worker", daemon=True)
         self._thread.start()
 
@@ -128,7 +128,7 @@ class Batcher:
     def _check(self, n_texts: int) -> None:
         if self._is_closing:
             raise Refusal(503, "the server is stopping: ask another one.", code="stopping")
-        if not self._thread.is_alive():
+        if self._is_dead:
             raise _refuse_dead()
         if self._n_waiting + n_texts > self.limits.queue_texts:
             seconds = max(1, math.ceil(self._n_waiting / self._texts_per_second))
@@ -153,6 +153,7 @@ class Batcher:
             self.fault = "the worker is dead"
             log.critical("the worker died of %s; restart the server", type(error).__name__)
             with self._wake:
+                self._is_dead = True
                 jobs = list(self._open)
                 self._queues.clear()
                 self._count_waiting(-self._n_waiting)
