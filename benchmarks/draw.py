@@ -23,7 +23,7 @@ CHART = ROOT / "docs" / "performance.svg"
 BEGIN, END = "<!-- drawn by benchmarks/draw.py: begin -->", "<!-- drawn by benchmarks/draw.py: end -->"
 
 #: Order of the suites on the page.
-SUITES = ("cpu", "finetune", "heads", "run", "store", "scale", "startup", "gpu")
+SUITES = ("cpu", "finetune", "heads", "run", "store", "scale", "startup", "serve", "gpu")
 
 
 def read_results(folder: Path = RESULTS) -> list[dict[str, Any]]:

@@ -115,6 +115,7 @@ def test_too_few_rows_promise_nothing_but_all_labels() -> None:
     assert calibrator.find_threshold(0.9) == 0
     assert find_sets(probabilities, 0.0).all()
     assert calibrator.find_threshold(0.5) > 0
+    assert calibrator.find_threshold(1e-9) == calibrator.conformity_[-1]
     with pytest.raises(ConfigError, match=r"coverage 1\.5 is out of range"):
         calibrator.find_threshold(1.5)
 

@@ -21,8 +21,8 @@ LAYERS = {
     "plan": 6, "assemble": 6, "scan": 6, "fitting": 6, "predictions": 6, "results": 6, "tables": 6,
     "across": 7, "suspects": 7, "confounding": 7, "curve": 7, "comparison": 7, "cascade": 7,
     "export": 6, "interop": 6,
-    "pipeline": 8, "predict": 8, "ablation": 8, "repeat": 8, "doctor": 8, "bench": 8, "console": 9, "cli": 9,
-    "__main__": 9,
+    "pipeline": 8, "predict": 8, "ablation": 8, "repeat": 8, "doctor": 8, "bench": 8, "serve": 8,
+    "console": 9, "cli": 9, "__main__": 9,
 }  # fmt: skip
 #: Folders that must not know each other.
 STRANGERS = [

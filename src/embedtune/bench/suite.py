@@ -21,6 +21,7 @@ SUITES = {
     "scale": "time and memory over 10 thousand to 1 million rows",
     "run": "a whole run, beside a script that does the same arms",
     "startup": "the command's --help and the import",
+    "serve": "the server under load, beside the library and a plain server",
     "gpu": "extraction and LoRA fine-tuning of a 7B-shaped decoder on a CUDA device",
 }
 

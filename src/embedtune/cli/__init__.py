@@ -13,6 +13,7 @@ from embedtune.cli.bundles import export, predict, push
 from embedtune.cli.doctor import check_machine
 from embedtune.cli.recipe import recipes
 from embedtune.cli.runs import STAGE_HELP, make_stage, report, run
+from embedtune.cli.serve import serve
 from embedtune.cli.store import app as store_app
 
 app = typer.Typer(
@@ -51,6 +52,7 @@ app.command()(ablate)
 app.command()(predict)
 app.command()(export)
 app.command()(push)
+app.command()(serve)
 app.command()(recipes)
 app.command("doctor")(check_machine)
 app.command()(bench)

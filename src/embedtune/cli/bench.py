@@ -15,7 +15,7 @@ def bench(
     suite: Annotated[
         str,
         typer.Argument(
-            help="cpu, finetune, heads, store, scale, run, startup or gpu: see docs/performance.md."
+            help="cpu, finetune, heads, store, scale, run, startup, serve or gpu: see docs/performance.md."
         ),
     ],
     rounds: Annotated[int, typer.Option(min=1, help="Times that each contestant runs, in turns.")] = 5,

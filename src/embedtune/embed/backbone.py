@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,7 @@ from embedtune.errors import BackboneError, ConfigError, ResourceError, suggest_
 #: How a model may be spread over devices; see accelerate's `device_map`.
 DEVICE_MAPS = (None, "auto", "balanced", "sequential")
 
-#: Loaded backbones kept for the next encoder that asks for the same one.
+#: Loaded backbones kept for the next encoder that asks for the same one, if `keep_backbones` doesn't say more.
 _N_KEPT = 2
 
 
@@ -147,7 +149,9 @@ class Backbone:
 
 _described: dict[tuple[Any, ...], Description] = {}
 _loaded: OrderedDict[tuple[Any, ...], Backbone] = OrderedDict()
+_n_kept = _N_KEPT
 _lock = threading.RLock()
+_held: ContextVar[dict[tuple[Any, ...], Description] | None] = ContextVar("embedtune_held", default=None)
 
 
 def describe_backbone(
@@ -177,6 +181,10 @@ def describe_backbone(
     MissingExtraError
         If it is a packaged model whose package isn't installed, and the Hub can't be reached.
     """
+    held = _held.get()
+    asked = (str(model), adapter, revision, trust_remote_code)
+    if held is not None and asked in held:
+        return held[asked]
     source = resolve_model(model)
     folder = Path(adapter).expanduser() if adapter is not None else None
     if folder is not None and not folder.is_dir():
@@ -187,7 +195,19 @@ def describe_backbone(
     with _lock:
         if key not in _described:
             _described[key] = _describe(str(model), source, folder, revision, trust_remote_code)
+        if held is not None:
+            held[asked] = _described[key]
         return _described[key]
+
+
+@contextmanager
+def hold_descriptions() -> Iterator[None]:
+    """Describe each backbone once inside the block, as if its files stayed as they are, rather than look every time."""
+    token = _held.set({})
+    try:
+        yield
+    finally:
+        _held.reset(token)
 
 
 def load_backbone(
@@ -200,7 +220,7 @@ def load_backbone(
     device_map: str | None = None,
     trust_remote_code: bool = False,
 ) -> Backbone:
-    """Load a backbone, or return the one already loaded; the last two are kept.
+    """Load a backbone, or return the one already loaded; the last two are kept, or as many as `keep_backbones` says.
 
     Parameters are those of `describe_backbone`, with `precision` and `device` as in `embed.precision`. A LoRA
     adapter is merged in the checkpoint's own precision before anything is rounded; beside int8 and nf4 weights it
@@ -229,7 +249,7 @@ def load_backbone(
     key = (description, precision, device, device_map)
     with _lock:
         if key not in _loaded:
-            while len(_loaded) >= _N_KEPT:
+            while len(_loaded) >= _n_kept:
                 _loaded.popitem(last=False)
             _loaded[key] = _load(description, precision, device, device_map, trust_remote_code)
         _loaded.move_to_end(key)
@@ -254,6 +274,18 @@ def check_device_map(device_map: str | None, device: str) -> None:
             f"device {device!r} and device_map {device_map!r} contradict each other: set device to auto, or "
             "device_map to None."
         )
+
+
+def keep_backbones(n_backbones: int) -> None:
+    """Keep so many loaded backbones, and no fewer than before, so that who reads with all in turn loads each once."""
+    global _n_kept
+    with _lock:
+        _n_kept = max(_n_kept, n_backbones)
+
+
+def count_kept() -> int:
+    """Return how many loaded backbones are kept."""
+    return _n_kept
 
 
 def release_backbones() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from embedtune.embed.backbone import Backbone
+from embedtune.embed.backbone import Backbone, count_kept
 from embedtune.embed.graph import PooledReading, make_example
 from embedtune.embed.precision import multiplies_bfloat16
 from embedtune.embed.quiet import hush_libraries
@@ -25,10 +25,8 @@ from embedtune.errors import BackboneError
 #: Columns of a weight matrix's input that share a scale, found anew for each token.
 ACTIVATION_GROUP = 128
 
-#: Compiled graphs kept for the next encoder that reads the same columns.
-_N_KEPT = 2
-
-_compiled: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+#: Compiled graphs' requests, kept for the next encoder that reads the same columns.
+_compiled: OrderedDict[tuple[Any, ...], tuple[Any, ...]] = OrderedDict()
 _lock = threading.RLock()
 
 
@@ -59,14 +57,13 @@ class OpenVinoRunner:
 
     def __init__(self, backbone: Backbone, columns: Sequence[Column], *, precision: str) -> None:
         self.backbone, self.columns, self.precision = backbone, tuple(columns), precision
-        self._n_streams = torch.get_num_threads()
-        self._model = _compile(backbone, self.columns, precision, n_streams=self._n_streams)
+        self._requests = _compile(backbone, self.columns, precision, n_streams=torch.get_num_threads())
 
     def run(
         self, tokens: Tokens, batches: Iterable[NDArray[np.intp]]
     ) -> Iterator[tuple[NDArray[np.intp], Vectors]]:
         """Yield each batch's rows and vectors; the batches after it are already being read."""
-        idle = [self._model.create_infer_request() for _ in range(self._n_streams + 1)]
+        idle = list(self._requests)
         running: deque[tuple[Any, NDArray[np.intp]]] = deque()
         pad_id = pick_pad_id(self.backbone.tokenizer)
         try:
@@ -107,12 +104,15 @@ def _import_openvino() -> Any:
     return importlib.import_module("openvino")
 
 
-def _compile(backbone: Backbone, columns: tuple[Column, ...], precision: str, *, n_streams: int) -> Any:
+def _compile(
+    backbone: Backbone, columns: tuple[Column, ...], precision: str, *, n_streams: int
+) -> tuple[Any, ...]:
+    """Return the graph's requests, one for each stream and one to be filled meanwhile; a new one is slow at first."""
     openvino = _import_openvino()
     key = (backbone.description, columns, precision, n_streams)
     with _lock:
         if key not in _compiled:
-            while len(_compiled) >= _N_KEPT:
+            while len(_compiled) >= count_kept():
                 _compiled.popitem(last=False)
             graph = _convert(backbone, columns)
             _part_gated_products(graph)
@@ -127,7 +127,8 @@ def _compile(backbone: Backbone, columns: tuple[Column, ...], precision: str, *,
             if precision == "int8":
                 _quantize_weights(graph)
                 settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = str(ACTIVATION_GROUP)
-            _compiled[key] = openvino.Core().compile_model(graph, "CPU", settings)
+            compiled = openvino.Core().compile_model(graph, "CPU", settings)
+            _compiled[key] = tuple(compiled.create_infer_request() for _ in range(n_streams + 1))
         _compiled.move_to_end(key)
         return _compiled[key]
 

@@ -135,7 +135,7 @@ class Calibrator(BaseEstimator):  # type: ignore[misc]
                 f"coverage {coverage!r} is out of range: give a share between 0 and 1, such as 0.9."
             )
         n_missed = int(np.floor((len(self.conformity_) + 1) * (1 - coverage) + _TINY))
-        return 0.0 if n_missed < 1 else float(self.conformity_[n_missed - 1])
+        return 0.0 if n_missed < 1 else float(self.conformity_[min(n_missed, len(self.conformity_)) - 1])
 
 
 def find_sets(probabilities: Floats, threshold: float) -> NDArray[np.bool_]:
