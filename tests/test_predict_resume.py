@@ -130,14 +130,14 @@ def test_known_answers_leave_the_memory_of_an_undisturbed_call(bundle: Path) -> 
 def test_killed_process_leaves_parts_that_the_next_one_takes(bundle: Path, tmp_path: Path) -> None:
     source, whole, killed = tmp_path / "in.csv", tmp_path / "whole.csv", tmp_path / "killed.csv"
     draw = random.Random(1)
-    frame = pd.DataFrame({"text": [f"{draw.choice(TEXTS)} {draw.randrange(4000)}" for _ in range(3000)]})
+    frame = pd.DataFrame({"text": [f"{draw.choice(TEXTS)} {draw.randrange(4000)}" for _ in range(1200)]})
     frame.to_csv(source, index_label="id")
     command = [sys.executable, "-c", CHILD, "20", str(bundle), str(source)]
     subprocess.run([*command, str(whole)], check=True)
     n_parts, n_kills = 0, 0
     folder = tmp_path / "killed.csv.partial"
     for _ in range(2):
-        enough = n_parts + draw.randrange(1, 60)
+        enough = n_parts + draw.randrange(1, 25)
         with subprocess.Popen([*command, str(killed)]) as process:
             while process.poll() is None and len(list(folder.glob("*.arrow"))) < enough:
                 time.sleep(0.01)
