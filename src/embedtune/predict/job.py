@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import embedtune
+from embedtune.bundle import find_bundle
 from embedtune.classifier import load_bundle
 from embedtune.data.columns import TEXT_NAMES, find_column, is_number
 from embedtune.data.pieces import is_text
@@ -148,7 +149,7 @@ def predict_file(
                 )
         identity = {
             "inputs": [[entry.relative, entry.place.stamp()] for entry in found],
-            "bundle": hashlib.sha256((Path(bundle) / "bundle.json").read_bytes()).hexdigest(),
+            "bundle": hashlib.sha256((find_bundle(bundle)[0] / "bundle.json").read_bytes()).hexdigest(),
             "settings": {
                 **dataclasses.asdict(settings),
                 "columns": [column for _, column in inputs],

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from embedtune.bundle import find_bundle
 from embedtune.classifier import EmbedClassifier, load_bundle
 from embedtune.embed.backbone import describe_backbone, keep_backbones
 from embedtune.embed.crossfitted import CrossFittedEncoder
@@ -147,7 +148,9 @@ def load_models(
         if precision is not None:
             for encoder in _list_transformers(classifier):
                 encoder.set_params(precision=precision)
-        models[name] = ServedModel(name, classifier, created=int((path / "bundle.json").stat().st_mtime))
+        models[name] = ServedModel(
+            name, classifier, created=int((find_bundle(path)[0] / "bundle.json").stat().st_mtime)
+        )
     keep_backbones(sum(len(_list_transformers(model.classifier)) for model in models.values()))
     for model in models.values():
         model.warm_up()
