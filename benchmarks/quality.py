@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--draw", action="store_true")
     given = parser.parse_args()
     if given.draw:
-        sys.stdout.write(draw(read_results()) + "\n")
+        sys.stdout.write(draw([row for row in read_results() if row["seed"] in given.seeds]) + "\n")
         return
     done = {(row["data"], row["seed"], row["method"], row["labels_per_class"]) for row in read_results()}
     for seed in given.seeds:

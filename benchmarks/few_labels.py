@@ -1,0 +1,89 @@
+"""Fine-tuning by contrast on few labels: how many layers, how fast and how long, tried on training rows.
+
+    python benchmarks/few_labels.py SOURCE ... [--labels-per-class 8 16] [--draws 3] [--rows 500]
+
+A source is a file or a built-in task. Labels are drawn from tune + train of seed 0 and judged on other rows of them;
+test rows aren't looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import f1_score
+
+from embedtune import EmbedClassifier, TransformerEncoder, load_dataset
+from embedtune.data.prepare import prepare_splits
+from embedtune.embed.store import EmbeddingStore
+from embedtune.finetune.train import fine_tune
+
+MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+#: What is tried, by name; None trains nothing.
+WAYS: dict[str, dict[str, Any] | None] = {
+    "frozen": None,
+    "3 layers, 3e-4, 10 epochs": {"n_upper_layers": 3, "learning_rate": 3e-4, "epochs": 10},
+    "3 layers, 3e-4, 20 epochs": {"n_upper_layers": 3, "learning_rate": 3e-4, "epochs": 20},
+    "3 layers, 1e-4, 20 epochs": {"n_upper_layers": 3, "learning_rate": 1e-4, "epochs": 20},
+    "2 layers, 3e-4, 10 epochs": {"n_upper_layers": 2, "learning_rate": 3e-4, "epochs": 10},
+    "all layers, 1e-4, 10 epochs": {"method": "full", "learning_rate": 1e-4, "epochs": 10},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("sources", nargs="+")
+    parser.add_argument("--labels-per-class", type=int, nargs="+", default=[8, 16])
+    parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=500)
+    given = parser.parse_args()
+    for source in given.sources:
+        splits, _ = prepare_splits(load_dataset(source))
+        pool = splits.rows("tune", "train")
+        for n in given.labels_per_class:
+            for name, way in WAYS.items():
+                scores = [try_way(splits, pool, n, way, seed, given.rows) for seed in range(given.draws)]
+                sys.stdout.write(
+                    f"{source.rpartition('/')[2]}, {n} labels per class, {name}: {100 * np.mean(scores):.1f}\n"
+                )
+                sys.stdout.flush()
+
+
+def try_way(splits: Any, pool: Any, n: int, way: dict[str, Any] | None, seed: int, n_rows: int) -> float:
+    """Return the macro-F1 of one way, on `n_rows` rows, after `n` rows of each class."""
+    random = np.random.default_rng(seed)
+    codes = splits.codes[pool]
+    seen = np.concatenate(
+        [random.choice(pool[codes == k], n, replace=False) for k in range(len(splits.label_names))]
+    )
+    unseen = random.permutation(np.setdiff1d(pool, seen))[:n_rows]
+    texts, labels = [splits.texts[row] for row in seen], [splits.labels[row] for row in seen]
+    asked = [splits.texts[row] for row in unseen]
+    with tempfile.TemporaryDirectory() as folder:
+        if way is None:
+            encoder = TransformerEncoder(MODEL, store=EmbeddingStore(None))
+            classifier = EmbedClassifier([encoder], "logistic").fit(texts, labels)
+        else:
+            tuned = fine_tune(
+                MODEL,
+                texts,
+                labels=labels,
+                label_names=splits.label_names,
+                output_dir=folder,
+                objective="contrastive",
+                seed=seed,
+                **{"method": "upper", **way},
+            )
+            encoder = TransformerEncoder(MODEL, layers=(-1,), adapter=folder, store=EmbeddingStore(None))
+            classifier = EmbedClassifier.from_finetuned(
+                encoder, weight=tuned.head_weight, bias=tuned.head_bias, labels=tuned.label_names
+            )
+        named = classifier.predict(asked)
+    return float(f1_score([splits.labels[row] for row in unseen], named, average="macro", zero_division=0))
+
+
+if __name__ == "__main__":
+    main()
