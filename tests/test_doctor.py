@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -137,3 +138,15 @@ def test_doctor_says_what_fine_tuning_lacks_on_this_machine(
     rows = {line.split("│")[2].strip(): line for line in result.stdout.splitlines() if "│" in line}
     assert "set optimizer to adamw" in rows[f"fine-tuning {tiny_llama}"]
     assert "classification, full, " in rows[f"fine-tuning {tiny_bert}"]
+
+
+def test_every_extra_it_advises_is_one_that_holds_the_package() -> None:
+    import tomllib
+
+    from embedtune.doctor import OPTIONAL
+
+    root = Path(__file__).parents[1]
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for package, (_, extra) in OPTIONAL.items():
+        names = [re.split(r"[<>=; ]", line)[0].replace("-", "_") for line in extras[extra]]
+        assert package in names

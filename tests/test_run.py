@@ -170,6 +170,16 @@ def test_without_tuned_arms_nothing_is_fine_tuned(recipe: Path, tmp_path: Path) 
     assert json.loads((out / "results.json").read_text())["verdict"].startswith("No verdict on fine-tuning")
 
 
+def test_bundle_has_a_card_with_the_runs_figures(finished: Path) -> None:
+    card = (finished / "bundle" / "README.md").read_text()
+    results = json.loads((finished / "results.json").read_text())
+    score = results["arms"][results["best"]]["macro_f1"]
+    assert f"| macro-F1 | {score['value']:.3f} | {score['low']:.3f} to {score['high']:.3f} |" in card
+    assert results["verdict"].split(":")[0] in card
+    assert "fingerprint `" in card
+    assert "licence: " in card or results["best"] == "floor"
+
+
 def test_predict_labels_a_file(finished: Path, tmp_path: Path) -> None:
     rows = tmp_path / "new.csv"
     rows.write_text("id,text\n1,sales rose in the north\n2,\n3,profit fell at the mill\n", encoding="utf-8")
@@ -178,7 +188,12 @@ def test_predict_labels_a_file(finished: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     lines = output.read_text().splitlines()
     assert lines[0] == "id,text,prediction,p:down,p:up"
-    assert [line.split(",")[2] in ("down", "up") for line in lines[1:]] == [True, False, True]
+    assert [(line.split(",")[0], line.split(",")[2] in ("down", "up")) for line in lines[1:]] == [
+        ("1", True),
+        ("3", True),
+    ]
+    (rejected,) = (tmp_path / "out.csv.rejected.jsonl").read_text().splitlines()
+    assert json.loads(rejected)["row"] == 2
     assert call("predict", finished / "bundle", rows, "-o", output).exit_code == 2
 
 

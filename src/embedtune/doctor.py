@@ -24,6 +24,11 @@ OPTIONAL = {
     "wordllama": ("static token vectors", "demo"),
     "bitsandbytes": ("decoders in 8 and 4 bits", "llm"),
     "trl": ("instruction tuning", "llm"),
+    "openvino": ("faster reading on a CPU", "openvino"),
+    "optuna": ("a search of fine-tuning settings", "search"),
+    "fastapi": ("the server", "serve"),
+    "onnxscript": ("backbones as ONNX graphs", "onnx"),
+    "sentence_transformers": ("encoders as sentence-transformers models", "interop"),
 }
 
 #: Less free disk than this is worth a word, in bytes.
@@ -65,6 +70,8 @@ def diagnose(models: Iterable[tuple[str, str | None]] = ()) -> Iterator[Finding]
     for package, (use, extra) in OPTIONAL.items():
         if importlib.util.find_spec(package) is None:
             yield Finding(package, "note", f"not installed: {use}", f"pip install 'embedtune[{extra}]'")
+        else:
+            yield Finding(package, "ok", f"{_find_version(package)}: {use}")
     for name, revision in models:
         yield check_model(name, revision)
 
@@ -154,6 +161,13 @@ def _check_versions() -> Finding:
     if missing:
         return Finding("versions", "problem", ", ".join(found), f"pip install {' '.join(missing)}")
     return Finding("versions", "ok", ", ".join(found))
+
+
+def _find_version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "installed"
 
 
 def _check_device() -> Finding:

@@ -113,7 +113,13 @@ def _describe_cost(notes: Mapping[str, Any], results: Mapping[str, Any]) -> Iter
     cost = results["arms"][notes["arm"]]["cost"]
     environment = results["environment"]
     device = environment.get("accelerator") or f"{environment.get('cpu')}, {environment.get('cores')} cores"
-    yield f"- {cost['seconds']:,.0f} seconds of reading and training, on {device}."
+    seconds = cost["seconds"]  # None where an earlier run had read some of the texts
+    told = (
+        "Reading and training: seconds not measured"
+        if seconds is None
+        else f"{seconds:,.0f} seconds of reading and training"
+    )
+    yield f"- {told}, on {device}."
     trained, total = cost.get("trained_parameters"), cost.get("total_parameters")
     if trained is not None:
         yield f"- {trained:,} trained parameters" + (f" of {total:,}." if total is not None else ".")
