@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from embedtune import EmbedClassifier, LexicalEncoder
+from embedtune import EmbedClassifier, LexicalEncoder, load_bundle
+from embedtune.errors import BundleError
 from hub_server import Hub, serve_hub
 from test_classifier import LABELS, TEXTS
 
@@ -51,8 +52,6 @@ def test_pushed_bundle_is_loaded_by_name(hub: Hub, bundle: Path, tmp_path: Path)
     )
     loaded = call(hub, tmp_path, "-c", script, json.dumps(TEXTS))
     assert loaded.returncode == 0, loaded.stderr
-    from embedtune import load_bundle
-
     expected = load_bundle(bundle).predict_proba(TEXTS)
     assert abs(expected - json.loads(loaded.stdout)).max() < 1e-9
 
@@ -74,6 +73,11 @@ def test_missing_model_and_wrong_token_are_one_line(hub: Hub, bundle: Path, tmp_
     assert "'team/other' can't be written on the Hub" in refused.stderr
     assert "hf_wrong_secret" not in refused.stderr + refused.stdout
     assert "team/other" not in hub.files
+
+
+def test_name_that_the_hub_does_not_allow_is_one_line() -> None:
+    with pytest.raises(BundleError, match=r"'a--b/c' can't be fetched from the Hub"):
+        load_bundle("a--b/c")
 
 
 def test_hub_that_cannot_be_reached_is_told(bundle: Path, tmp_path: Path) -> None:

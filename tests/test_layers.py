@@ -17,7 +17,7 @@ LAYERS = {
     "embed.texts": 1, "evaluate.metrics": 1,
     "data": 2, "embed": 2, "prompt": 2, "heads": 2, "evaluate": 2,
     "finetune": 3, "report": 3, "recipes": 1,
-    "bundle": 4, "classifier": 5,
+    "bundle": 4, "views": 4, "classifier": 5,
     "plan": 6, "assemble": 6, "scan": 6, "fitting": 6, "predictions": 6, "results": 6, "tables": 6,
     "across": 7, "suspects": 7, "confounding": 7, "curve": 7, "comparison": 7, "cascade": 7,
     "export": 6, "interop": 6,

@@ -185,6 +185,37 @@ def test_other_input_bundle_or_settings_start_anew_and_say_so(
     assert filecmp.cmp(tmp_path / "out.csv", tmp_path / "fresh.csv", shallow=False)
 
 
+@pytest.mark.parametrize("damage", [b"{", b"[]", b"\xff"])
+def test_damaged_settings_start_anew(
+    damage: bytes, bundle: Path, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "WINDOW_TEXTS", 8)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(Stopped):
+            predict_file(bundle, source, tmp_path / "out.csv")
+    (tmp_path / "out.csv.partial" / "settings.json").write_bytes(damage)
+    predict_file(bundle, source, tmp_path / "out.csv")
+    predict_file(bundle, source, tmp_path / "fresh.csv")
+    assert filecmp.cmp(tmp_path / "out.csv", tmp_path / "fresh.csv", shallow=False)
+
+
+def test_damaged_part_is_one_line(
+    bundle: Path, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "WINDOW_TEXTS", 8)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(Stopped):
+            predict_file(bundle, source, tmp_path / "out.csv")
+    folder = tmp_path / "out.csv.partial"
+    part = folder / "00000-000000.arrow"
+    part.write_bytes(part.read_bytes()[:-40])
+    with pytest.raises(DataError) as told:
+        predict_file(bundle, source, tmp_path / "out.csv")
+    assert str(told.value) == f"{part} is damaged: delete {folder}, and give the command again."
+
+
 def test_call_stopped_behind_its_end_is_finished_by_the_next(
     bundle: Path, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 from sklearn import config_context
 from sklearn.base import ClassifierMixin, clone
 from sklearn.utils.metaestimators import _BaseComposition
@@ -27,8 +26,6 @@ from embedtune.bundle import (
 )
 from embedtune.embed.crossfitted import CrossFittedEncoder
 from embedtune.embed.encoder import TransformerEncoder
-from embedtune.embed.lexical import LexicalEncoder
-from embedtune.embed.static import StaticEncoder
 from embedtune.embed.texts import check_texts
 from embedtune.errors import ConfigError, DataError, suggest_nearest
 from embedtune.heads.auto import AutoHead
@@ -38,8 +35,7 @@ from embedtune.heads.linear import SoftmaxHead
 from embedtune.heads.stack import StackHead
 from embedtune.heads.table import make_head
 from embedtune.heads.training import ClassWeight
-
-DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+from embedtune.views import join_matrices, list_readings, name_views, normalize_embeddings
 
 
 class EmbedClassifier(ClassifierMixin, _BaseComposition):  # type: ignore[misc]
@@ -264,9 +260,10 @@ class EmbedClassifier(ClassifierMixin, _BaseComposition):  # type: ignore[misc]
         if self.normalizes_:
             encoders = [encoder for _, encoder in self.views_]
             matrices = [
-                _normalize(matrix, encoder) for matrix, encoder in zip(matrices, encoders, strict=True)
+                normalize_embeddings(matrix, encoder)
+                for matrix, encoder in zip(matrices, encoders, strict=True)
             ]
-        return _join(matrices)
+        return join_matrices(matrices)
 
     def save(
         self, path: str | Path, *, standalone: bool = False, notes: Mapping[str, Any] | None = None
@@ -359,7 +356,7 @@ class EmbedClassifier(ClassifierMixin, _BaseComposition):  # type: ignore[misc]
             )
 
     def _make_head(self) -> Any:
-        readings = _list_readings(self.views_)
+        readings = list_readings(self.views_)
         return make_head(
             self.head,
             widths=tuple(width for _, encoder in self.views_ for width in encoder.widths_),
@@ -375,7 +372,7 @@ class EmbedClassifier(ClassifierMixin, _BaseComposition):  # type: ignore[misc]
         self.selection_ = []
         if not (isinstance(self.head, str) and isinstance(self.head_, AutoHead | StackHead)):
             return
-        readings = _list_readings(self.views_)
+        readings = list_readings(self.views_)
         self.selection_ = [{**step, "view": readings[step["view"]].name} for step in self.head_.selection_]
         read = set(self.head_.blocks_)
         first = 0
@@ -428,75 +425,3 @@ def load_bundle(
     return EmbedClassifier.from_fitted(
         parts.views, parts.head, parts.calibrator, parts.decision_weights, parts.normalizes
     )
-
-
-def name_views(views: Sequence[Any] | None) -> list[NamedEncoder]:
-    """Return views as (name, encoder) pairs; bare encoders are named by their kind and place."""
-    if views is None:
-        views = [
-            ("minilm", TransformerEncoder(DEFAULT_MODEL, layers="last5")),
-            ("static", StaticEncoder()),
-            ("lexical", LexicalEncoder()),
-        ]
-    return [view if isinstance(view, tuple) else (f"view{i}", view) for i, view in enumerate(views)]
-
-
-class _Reading(NamedTuple):
-    """What a stack may take as one view: its name, its blocks, and the backbone that must be run for it, if any."""
-
-    name: str
-    blocks: tuple[int, ...]
-    source: int | None
-
-
-def _list_readings(views: Sequence[NamedEncoder]) -> list[_Reading]:
-    """Return the readings of all encoders: several layers as the last one, and all of them; others one by one.
-
-    The own heads of a cross-fitted backbone are a reading of theirs, which comes with it.
-    """
-    readings: list[_Reading] = []
-    first = 0
-    for number, (name, encoder) in enumerate(views):
-        blocks = tuple(range(first, first + len(encoder.widths_)))
-        first += len(blocks)
-        is_backbone = isinstance(encoder, TransformerEncoder | CrossFittedEncoder)
-        own_heads = (
-            blocks[-1:] if isinstance(encoder, CrossFittedEncoder) and encoder.heads is not None else ()
-        )
-        blocks = blocks[: len(blocks) - len(own_heads)]
-        if len(blocks) == 1:
-            readings.append(_Reading(name, blocks, number if is_backbone else None))
-        elif not is_backbone:  # a lexical view's two kinds of n-grams
-            kinds = ("words", "characters")
-            readings += [
-                _Reading(f"{name}, {kind}", (block,), None) for kind, block in zip(kinds, blocks, strict=True)
-            ]
-        else:
-            last = int(np.argmax(encoder.layers_))
-            readings.append(_Reading(f"{name}, layer {encoder.layers_[last]}", (blocks[last],), number))
-            readings.append(_Reading(f"{name}, {len(blocks)} layers", blocks, number))
-        if own_heads:
-            readings.append(_Reading(f"{name}, its own heads", own_heads, number))
-    return readings
-
-
-def _normalize(matrix: Any, encoder: Any) -> Any:
-    """Scale each embedding of a text to norm one; n-grams and heads' opinions stay as they are."""
-    if not isinstance(encoder, TransformerEncoder | CrossFittedEncoder | StaticEncoder):
-        return matrix
-    has_heads = isinstance(encoder, CrossFittedEncoder) and encoder.heads is not None
-    widths = encoder.widths_[:-1] if has_heads else encoder.widths_
-    scaled = np.array(matrix, dtype=np.float32)
-    ends = np.cumsum(widths)
-    for end, width in zip(ends, widths, strict=True):
-        block = scaled[:, end - width : end]
-        block /= np.maximum(np.linalg.norm(block, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-    return scaled
-
-
-def _join(matrices: Sequence[Any]) -> Any:
-    if any(sparse.issparse(matrix) for matrix in matrices):
-        return sparse.hstack(
-            [sparse.csr_matrix(matrix) for matrix in matrices], format="csr", dtype=np.float32
-        )
-    return np.hstack(matrices)

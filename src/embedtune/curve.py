@@ -24,7 +24,7 @@ from embedtune.runfolder import digest
 STEP = "fit.curve"
 #: Few rows are gone through more often: five epochs of 24 rows would be five steps.
 MIN_STEPS = 100
-#: By contrast a step compares all pairs of its rows, and much longer trainings make the vectors worse.
+#: By contrast a step compares all pairs of its rows, so fewer steps do.
 CONTRASTIVE = {"objective": "contrastive", "epochs": 10, "min_steps": 20}
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from embedtune.bundle import Reading, copy_bundle, find_bundle, read_bundle
-from embedtune.embed.crossfitted import CrossFittedEncoder
-from embedtune.embed.encoder import TransformerEncoder
+from embedtune.embed.crossfitted import list_backbones
 from embedtune.errors import BundleError
 from embedtune.files import replace_dir, write_json
 
@@ -44,7 +41,7 @@ def export_onnx(bundle: str | Path, out: str | Path, *, trust_remote_code: bool 
     folder, root = find_bundle(bundle)
     target = _check_target(out)
     parts = read_bundle(folder, root=root, reading=Reading(trust_remote_code=trust_remote_code))
-    encoders = dict(_list_backbones(parts.views))
+    encoders = dict(list_backbones(parts.views))
     if not encoders:
         raise BundleError(f"{bundle} reads no backbone, and there is nothing to write as ONNX.")
     with replace_dir(target) as scratch:
@@ -54,14 +51,6 @@ def export_onnx(bundle: str | Path, out: str | Path, *, trust_remote_code: bool 
         ]
         write_json(scratch / "onnx.json", {"graphs": facts})
     return target
-
-
-def _list_backbones(views: Any) -> Iterator[tuple[str, TransformerEncoder]]:
-    for name, encoder in views:
-        if isinstance(encoder, CrossFittedEncoder):
-            yield from ((f"{name}-fold{k}", fold) for k, fold in enumerate(encoder.encoders))
-        elif isinstance(encoder, TransformerEncoder):
-            yield name, encoder
 
 
 def _check_target(out: str | Path) -> Path:

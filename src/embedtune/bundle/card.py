@@ -39,7 +39,7 @@ def write_card(folder: Path, manifest: Mapping[str, Any], results: Mapping[str, 
         "pipeline_tag": "text-classification",
         "tags": ["embedtune", "text-classification"],
     }
-    named = [model for model in models if re.fullmatch(r"[\w.-]+/[\w.-]+", str(model))]
+    named = [m for m in models if re.fullmatch(r"[\w.-]+/[\w.-]+", str(m)) and not Path(m).is_dir()]
     if named:
         head["base_model"] = named
     title = notes.get("task") or "A text classifier"

@@ -37,7 +37,7 @@ def find_bundle(path: str | Path, *, revision: str | None = None) -> tuple[Path,
         raise BundleError(
             f"there is no folder '{path}', and the Hub can't be reached: check the network, or give a folder."
         ) from None
-    except (HfHubHTTPError, OSError) as error:
+    except (HfHubHTTPError, OSError, ValueError) as error:
         raise BundleError(f"'{path}' can't be fetched from the Hub: {_say(error)}") from None
     return found, found.parent.parent  # the snapshot's links lead to blobs beside it
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self, TypeAlias
 
 import numpy as np
@@ -16,6 +16,15 @@ from embedtune.errors import ConfigError, DataError
 
 #: Weights (n_labels, width) and biases (n_labels,), float32.
 Head: TypeAlias = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+
+def list_backbones(views: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, TransformerEncoder]]:
+    """Yield the backbones that named views read: ``NAME``, or ``NAME-fold0``, ``NAME-fold1`` … if cross-fitted."""
+    for name, encoder in views:
+        if isinstance(encoder, CrossFittedEncoder):
+            yield from ((f"{name}-fold{k}", fold) for k, fold in enumerate(encoder.encoders))
+        elif isinstance(encoder, TransformerEncoder):
+            yield name, encoder
 
 
 class CrossFittedEncoder(FrozenEncoder):

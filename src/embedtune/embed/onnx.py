@@ -19,6 +19,7 @@ from embedtune.embed.graph import PooledReading, make_example
 from embedtune.embed.pooling import MODEL_POOLINGS
 from embedtune.embed.quiet import hush_libraries
 from embedtune.errors import BackboneError, MissingExtraError
+from embedtune.files import explain_full_disk
 
 INPUTS = ("input_ids", "attention_mask", "counted")
 
@@ -74,12 +75,12 @@ def write_onnx(encoder: TransformerEncoder, path: Path) -> dict[str, Any]:
                 output_names=outputs,
                 verbose=False,
             )
-            assert program is not None
-            program.save(str(path))
-    except Exception as error:
-        raise BackboneError(
-            f"'{backbone.model_id}' can't be converted to ONNX: {str(error).strip().splitlines()[0][:200]}"
-        ) from error
+    except Exception as error:  # whatever the exporter's passes meet in a model they don't know
+        told = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BackboneError(f"'{backbone.model_id}' can't be converted to ONNX: {told[:200]}") from error
+    assert program is not None
+    with explain_full_disk(path.parent):
+        program.save(str(path))
     backbone.tokenizer.save_pretrained(path.parent / f"{path.stem}-tokenizer")
     return {
         "file": path.name,

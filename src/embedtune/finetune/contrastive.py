@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from embedtune.heads.linear import LogisticHead
 
-#: C of the head: on few rows there is nothing to choose it by, and from 1 to 100 it makes no difference.
+#: C of the head: on few rows there is nothing to choose it by.
 _C = 10.0
 #: Intercept of a label that no row has.
 _ABSENT = -30.0

@@ -120,10 +120,15 @@ class Parts:
         self._find(number, piece, "arrow").write_bytes(sink.getvalue().to_pybytes())
 
     def read(self, number: int, piece: int) -> Part:
-        data = self._find(number, piece, "arrow").read_bytes()
-        table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
-        metadata = dict(table.schema.metadata)
-        facts = json.loads(metadata.pop(_FACTS))
+        place = self._find(number, piece, "arrow")
+        try:
+            table = pa.ipc.open_file(pa.py_buffer(place.read_bytes())).read_all()
+            metadata = dict(table.schema.metadata)
+            facts = json.loads(metadata.pop(_FACTS))
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{place.address} is damaged: delete {self._folder.address}, and give the command again."
+            ) from error
         return Part(table.replace_schema_metadata(metadata or None), facts["cut"])
 
     def read_schema(self, number: int, piece: int) -> pa.Schema:
@@ -144,7 +149,11 @@ class Parts:
         if found == self._identity:
             return
         if found is not None:
-            other = [name for key, name in _NAMES.items() if found.get(key) != self._identity[key]]
+            other = [
+                name
+                for key, name in _NAMES.items()
+                if found.get(key, None) not in (None, self._identity[key])
+            ]
             log.warning(
                 "%s is of %s: starting anew.", self._folder.address, " and ".join(other) or "another version"
             )
@@ -159,7 +168,13 @@ class Parts:
 
     def _read_identity(self) -> Any:
         place = self._folder.inside("settings.json")
-        return json.loads(place.read_bytes()) if place.exists() else None
+        if not place.exists():
+            return None
+        try:
+            found = json.loads(place.read_bytes())
+        except ValueError:  # damaged: of nothing that is known
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def _find(self, number: int, piece: int, extension: str) -> Place:
         return self._folder.inside(f"{number:05d}-{piece:06d}.{extension}")

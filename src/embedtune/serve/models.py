@@ -14,7 +14,7 @@ from scipy import sparse
 from embedtune.bundle import find_bundle
 from embedtune.classifier import EmbedClassifier, load_bundle
 from embedtune.embed.backbone import describe_backbone, keep_backbones
-from embedtune.embed.crossfitted import CrossFittedEncoder
+from embedtune.embed.crossfitted import CrossFittedEncoder, list_backbones
 from embedtune.embed.encoder import TransformerEncoder
 from embedtune.errors import ConfigError
 
@@ -146,12 +146,12 @@ def load_models(
     for name, path in paths.items():
         classifier = load_bundle(path, device=device)
         if precision is not None:
-            for encoder in _list_transformers(classifier):
+            for _, encoder in list_backbones(classifier.views_):
                 encoder.set_params(precision=precision)
         models[name] = ServedModel(
             name, classifier, created=int((find_bundle(path)[0] / "bundle.json").stat().st_mtime)
         )
-    keep_backbones(sum(len(_list_transformers(model.classifier)) for model in models.values()))
+    keep_backbones(sum(len(list(list_backbones(model.classifier.views_))) for model in models.values()))
     for model in models.values():
         model.warm_up()
     return models
@@ -176,16 +176,6 @@ def _first_fold(encoder: Any) -> TransformerEncoder:
     """Return an encoder that cuts texts into tokens as this one does: folds differ in their adapters alone."""
     first: TransformerEncoder = encoder.encoders[0] if isinstance(encoder, CrossFittedEncoder) else encoder
     return first
-
-
-def _list_transformers(classifier: EmbedClassifier) -> list[TransformerEncoder]:
-    found: list[TransformerEncoder] = []
-    for _, encoder in classifier.views_:
-        if isinstance(encoder, CrossFittedEncoder):
-            found += encoder.encoders
-        elif isinstance(encoder, TransformerEncoder):
-            found.append(encoder)
-    return found
 
 
 def _count(encoder: TransformerEncoder, texts: Sequence[str]) -> NDArray[np.int64]:

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 
+from embedtune.data.lines import is_damaged
 from embedtune.errors import suggest_nearest
 from embedtune.serve.limits import Limits
 from embedtune.serve.models import ServedModel
@@ -159,20 +160,12 @@ def check_input(value: Any, limits: Limits) -> list[str]:
                 f"text {number} has {len(text)} characters, and a text may have {limits.max_chars}: shorten it.",
                 "text_too_long",
             )
-        if not _is_unicode(text):
+        if is_damaged(text):
             raise _refuse_input(
                 f"text {number} holds half a surrogate pair, which is no character: send whole ones.",
                 "not_unicode",
             )
     return texts
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def pick_model(name: str | None, models: dict[str, ServedModel]) -> ServedModel:
