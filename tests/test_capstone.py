@@ -99,7 +99,12 @@ def recipe(tmp_path: Path, tiny_llama: Path, tiny_bert: Path, tiny_roberta: Path
 
 
 def test_capstone_runs_both_tasks_whole(
-    tmp_path: Path, recipe: list[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    recipe: list[str],
+    tiny_llama: Path,
+    tiny_bert: Path,
+    tiny_roberta: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("EMBEDTUNE_DATA", str(tmp_path / "data"))
     out = tmp_path / "run"
@@ -113,8 +118,12 @@ def test_capstone_runs_both_tasks_whole(
         results = json.loads((folder / "results.json").read_text())
         assert results["labels"] == labels
         assert list(results["arms"]) == ["majority", "floor", "frozen", "frozen+", "tuned"]
-        assert {path.name for path in (folder / "adapters").iterdir()} == {"llama0", "bert0", "roberta0"}
-        facts = json.loads((folder / "adapters" / "llama0" / "tune-seed0" / "finetune.json").read_text())
+        assert {path.name for path in (folder / "adapters").iterdir()} == {
+            model.name for model in (tiny_llama, tiny_bert, tiny_roberta)
+        }
+        facts = json.loads(
+            (folder / "adapters" / tiny_llama.name / "tune-seed0" / "finetune.json").read_text()
+        )
         assert [facts[name] for name in ("objective", "method", "lora_rank")] == ["instruction", "lora", 64]
         cells = read_table(folder / "tables" / "validation.csv")
         rates = {"0.001", "0.002" if task == "sentiment" else "0.0002", "0.0001"}
