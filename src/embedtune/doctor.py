@@ -27,6 +27,7 @@ OPTIONAL = {
     "openvino": ("faster reading on a CPU", "openvino"),
     "optuna": ("a search of fine-tuning settings", "search"),
     "fastapi": ("the server", "serve"),
+    "ray": ("work on a cluster", "ray"),
     "onnxscript": ("backbones as ONNX graphs", "onnx"),
     "sentence_transformers": ("encoders as sentence-transformers models", "interop"),
 }

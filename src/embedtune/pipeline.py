@@ -13,7 +13,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from embedtune.assemble import (
 from embedtune.bundle import read_manifest
 from embedtune.bundle.card import write_card
 from embedtune.comparison import write_results
-from embedtune.config import FinetuneSettings, TransformerView
+from embedtune.config import TransformerView
 from embedtune.confounding import judge_sources
 from embedtune.curve import trace_curve
 from embedtune.data.corrections import correct_labels
@@ -36,8 +36,9 @@ from embedtune.data.splits import Splits, write_splits
 from embedtune.embed.backbone import describe_backbone
 from embedtune.embed.checkpoints import hash_file
 from embedtune.embed.precision import resolve_device
-from embedtune.evaluate.cost import measure
-from embedtune.files import link_or_copy, replace_dir
+from embedtune.embed.spread import spread_texts
+from embedtune.evaluate.cost import Cost, measure
+from embedtune.files import explain_full_disk, link_or_copy, replace_dir
 from embedtune.finetune.search import search_settings
 from embedtune.finetune.settings import check_requirements
 from embedtune.finetune.train import fine_tune, resolve_training_precision
@@ -122,8 +123,6 @@ def embed(run: TaskRun) -> None:
 def finetune(run: TaskRun) -> None:
     """Fine-tune each chosen backbone on the rows each tuned arm gives it."""
     splits = run.splits
-    names = splits.label_names
-    y = splits.codes
     folds = functools.cache(lambda seed: split_folds(run, splits, seed))
     _drop_old_folds(run)
     for view in list_tuned_reads(run):
@@ -132,46 +131,79 @@ def finetune(run: TaskRun) -> None:
         if run.experiment.finetune.budget is not None:
             _search_settings(run, splits, view, trunk_texts)
         settings = resolve_settings(run, view)
-        for seed in run.experiment.seeds:
-            for training in list_trainings(run, model=view.model):
-                adapter = adapter_dir(run, view.model, training, seed)
-
-                def compute(
-                    view: TransformerView = view,
-                    seed: int = seed,
-                    training: Training = training,
-                    adapter: Path = adapter,
-                    trunk_texts: list[str] | None = trunk_texts,
-                    settings: FinetuneSettings = settings,
-                ) -> dict[str, Any]:
-                    fold = training.fold
-                    rows: Any = splits.rows(*training.parts) if fold is None else folds(seed)[fold][0]
-                    with measure() as cost:
-                        tuned = fine_tune(
-                            view.model,
-                            [splits.texts[i] for i in rows],
-                            labels=y[rows],
-                            label_names=names,
-                            groups=np.asarray(splits.groups)[rows],
-                            output_dir=adapter,
-                            seed=seed,
-                            trunk_texts=trunk_texts,
-                            replace=True,
-                            **list_tuning_arguments(run, view, settings),
-                        )
-                    return {
-                        "seconds": tuned.seconds,
-                        "trunk_seconds": tuned.trunk_seconds,
-                        **cost.as_record(),
-                        "trained_parameters": tuned.n_trained_parameters,
-                        "total_parameters": tuned.n_parameters,
-                        "validation_macro_f1": tuned.macro_f1,
-                    }
-
-                step = adapter_step(view.model, training, seed)
-                key = adapter_key(run, view, training, seed)
-                run.folder.run_step(step, key, compute, outputs=[adapter / "finetune.json"])
+        jobs = [
+            _TuningJob(
+                step=adapter_step(view.model, training, seed),
+                key=adapter_key(run, view, training, seed),
+                arguments={
+                    **_list_rows(splits, _choose_rows(splits, training, folds, seed)),
+                    **list_tuning_arguments(run, view, settings),
+                    "model": view.model,
+                    "output_dir": adapter_dir(run, view.model, training, seed),
+                    "seed": seed,
+                    "trunk_texts": trunk_texts,
+                    "replace": True,
+                },
+            )
+            for seed in run.experiment.seeds
+            for training in list_trainings(run, model=view.model)
+        ]
+        open_jobs = [
+            job for job in jobs if run.folder.read_result(job.step, job.key, outputs=job.outputs) is None
+        ]
+        with explain_full_disk(run.path):
+            results = run.engine.launch(
+                _tune, [job.arguments for job in open_jobs], folder=run.folder.scratch
+            )
+            for number, result in results:
+                job = open_jobs[number]
+                run.folder.run_step(job.step, job.key, functools.partial(dict, result), outputs=job.outputs)
         release_trunks()
+
+
+class _TuningJob(NamedTuple):
+    """A fine-tuning as a step of the run, and `fine_tune`'s arguments."""
+
+    step: str
+    key: str
+    arguments: dict[str, Any]
+
+    @property
+    def outputs(self) -> list[Path]:
+        return [self.arguments["output_dir"] / "finetune.json"]
+
+
+def _choose_rows(
+    splits: Splits, training: Training, folds: Callable[[int], Any], seed: int
+) -> NDArray[np.int64]:
+    rows: NDArray[np.int64] = (
+        splits.rows(*training.parts) if training.fold is None else folds(seed)[training.fold][0]
+    )
+    return rows
+
+
+def _list_rows(splits: Splits, rows: NDArray[np.int64]) -> dict[str, Any]:
+    """Return `fine_tune`'s arguments that rows give, by name."""
+    return {
+        "texts": [splits.texts[i] for i in rows],
+        "labels": splits.codes[rows],
+        "label_names": splits.label_names,
+        "groups": np.asarray(splits.groups)[rows],
+    }
+
+
+def _tune(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Fine-tune once, wherever the engine does, and return what is recorded of it."""
+    with measure() as cost:
+        tuned = fine_tune(**arguments)
+    return {
+        "seconds": tuned.seconds,
+        "trunk_seconds": tuned.trunk_seconds,
+        **cost.as_record(),
+        "trained_parameters": tuned.n_trained_parameters,
+        "total_parameters": tuned.n_parameters,
+        "validation_macro_f1": tuned.macro_f1,
+    }
 
 
 def _search_settings(
@@ -190,10 +222,7 @@ def _search_settings(
         with measure() as cost:
             found = search_settings(
                 view.model,
-                [splits.texts[i] for i in rows],
-                labels=splits.codes[rows],
-                label_names=splits.label_names,
-                groups=np.asarray(splits.groups)[rows],
+                **_list_rows(splits, rows),
                 output_dir=folder / key,
                 budget=budget,
                 seed=run.experiment.seeds[0],
@@ -378,17 +407,15 @@ def _extract(
     def compute() -> dict[str, Any]:
         encoder = build_encoder(run, view, adapter=adapter)
         with measure() as cost:
-            encoder.store_texts(texts)
-        whole = encoder.last_n_computed_ == len(set(texts)) - n_before
+            stored = spread_texts(encoder, texts, run.engine)
+        whole = stored.n_computed == len(set(texts)) - n_before
         return {
-            "seconds": encoder.last_seconds_ if whole else None,
-            "rows_per_second": encoder.last_n_computed_ / encoder.last_seconds_
-            if encoder.last_n_computed_
-            else None,
-            "n_computed": encoder.last_n_computed_,
-            **cost.as_record(),
+            "seconds": stored.seconds if whole else None,
+            "rows_per_second": stored.n_computed / stored.seconds if stored.n_computed else None,
+            "n_computed": stored.n_computed,
+            **(cost if run.engine.is_here else Cost()).as_record(),
             **({} if whole else {"joules": None}),
-            "total_parameters": encoder.n_parameters_,
+            "total_parameters": stored.n_parameters,
         }
 
     backbone = describe_backbone(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from embedtune.config import Experiment, FinetuneSettings, SourceConfig, TransformerView, View
 from embedtune.data.splits import Splits, read_splits
 from embedtune.embed.checkpoints import name_model
+from embedtune.engine import Engine, LocalEngine
 from embedtune.errors import DataError, RunFolderError
 from embedtune.evaluate.arms import ARMS
 from embedtune.runfolder import RunFolder, digest
@@ -71,6 +72,7 @@ class TaskRun:
     task: str
     folder: RunFolder
     command: str
+    engine: Engine = field(default_factory=LocalEngine)
 
     @property
     def path(self) -> Path:

@@ -92,6 +92,14 @@ class RunFolder:
             return None
         return record
 
+    def read_result(self, step: str, key: str, *, outputs: Sequence[Path] = ()) -> dict[str, Any] | None:
+        """Return what `step` recorded if its `key` and `outputs` still stand, or None."""
+        record = self.read_record(step)
+        if record is None or record["key"] != key or not all(path.exists() for path in outputs):
+            return None
+        result: dict[str, Any] = record["result"]
+        return result
+
     def run_step(
         self, step: str, key: str, compute: Callable[[], dict[str, Any]], *, outputs: Sequence[Path] = ()
     ) -> dict[str, Any]:
@@ -102,16 +110,20 @@ class RunFolder:
         ResourceError
             If the disk is full.
         """
-        record = self.read_record(step)
-        if record is not None and record["key"] == key and all(path.exists() for path in outputs):
-            result: dict[str, Any] = record["result"]
-            return result
+        found = self.read_result(step, key, outputs=outputs)
+        if found is not None:
+            return found
         self._record_path(step).unlink(missing_ok=True)
         with explain_full_disk(self.path):
             result = compute()
             self._claim()
             write_json(self._record_path(step), {"key": key, "result": result})
         return result
+
+    @property
+    def scratch(self) -> Path:
+        """A folder for files that are needed meanwhile."""
+        return self.path / _STATE / "scratch"
 
     def _claim(self) -> None:
         if self.inside is not None:

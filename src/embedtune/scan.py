@@ -17,7 +17,8 @@ from embedtune.config import TransformerView
 from embedtune.data.splits import Splits
 from embedtune.embed.checkpoints import name_model
 from embedtune.embed.encoder import TransformerEncoder
-from embedtune.evaluate.cost import measure
+from embedtune.embed.spread import spread_texts
+from embedtune.evaluate.cost import Cost, measure
 from embedtune.heads.crossfit import subsample_rows
 from embedtune.heads.layerscan import Probe, choose_reading, scan_layers
 from embedtune.plan import (
@@ -43,10 +44,12 @@ def scan_views(run: TaskRun) -> None:
             splits = run.splits
             rows = _choose_pilot(run, splits)
             encoder = build_encoder(run, view, adapter=None)
+            texts = [splits.texts[i] for i in rows]
             with measure() as cost:
+                stored = spread_texts(encoder, texts, run.engine)
                 probes = _probe(run, splits, encoder, rows)
             pooling, layer = choose_reading(probes)
-            n_texts = len({splits.texts[i] for i in rows})
+            n_texts = len(set(texts))
             return {
                 "layers": list_window(layer),
                 "pooling": pooling,
@@ -54,8 +57,8 @@ def scan_views(run: TaskRun) -> None:
                 "scores": {name: [probe.score for probe in found] for name, found in probes.items()},
                 "n_rows": len(rows),
                 "n_texts": n_texts,
-                "seconds": encoder.last_seconds_ if encoder.last_n_computed_ == n_texts else None,
-                **cost.as_record(),
+                "seconds": stored.seconds if stored.n_computed == n_texts else None,
+                **(cost if run.engine.is_here else Cost()).as_record(),
             }
 
         run.folder.run_step(scan_step(view), scan_key(run, view), compute)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from embedtune.cli.options import Debug, Encoding, Quiet, TextColumn
+from embedtune.cli.options import Address, Debug, Encoding, EngineName, Quiet, TextColumn, Workers
 from embedtune.cli.terminal import report_errors, show_progress
 
 if TYPE_CHECKING:
@@ -68,13 +68,21 @@ def predict(
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    engine: EngineName = "local",
+    workers: Workers = None,
+    address: Address = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Label the texts of files: their columns, and prediction and probabilities beside them."""
+    from embedtune.engine import open_engine
     from embedtune.predict import predict_file
 
-    with report_errors(debug), show_progress(quiet):
+    with (
+        report_errors(debug),
+        show_progress(quiet),
+        open_engine(engine, n_workers=workers, address=address) as opened,
+    ):
         done = predict_file(
             bundle,
             input_path,
@@ -89,6 +97,7 @@ def predict(
             strict=strict,
             raw_cells=raw_cells,
             rejected_path=rejected_path,
+            engine=opened,
         )
         if not quiet:
             typer.echo(_summarize(done, output_path), err=output_path == "-")

@@ -11,6 +11,22 @@ Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print the results on
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print each stage's details.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Run folder; runs/NAME by default.")]
+EngineName = Annotated[
+    str,
+    typer.Option(
+        "--engine", help="Where models run: local (here), processes (one for each GPU), ray (a cluster)."
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", help="Of the engine; by default one for each GPU, without any for each node."),
+]
+TrainTogether = Annotated[
+    int, typer.Option("--train-together", metavar="N", help="Workers that train one model together.")
+]
+Address = Annotated[
+    str | None, typer.Option("--address", help="Of a Ray cluster; $RAY_ADDRESS or this machine's by default.")
+]
 Data = Annotated[
     str | None,
     typer.Option(

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from embedtune.cli.options import (
+    Address,
     Data,
     Debug,
     Encoding,
+    EngineName,
     GroupColumn,
     HubConfig,
     HubSplit,
@@ -28,7 +30,9 @@ from embedtune.cli.options import (
     TestData,
     TextColumn,
     TimeColumn,
+    TrainTogether,
     Verbose,
+    Workers,
 )
 from embedtune.cli.terminal import command, report_errors, show_progress
 from embedtune.errors import ConfigError, RunFolderError
@@ -74,6 +78,10 @@ def run(
     ] = None,
     last: Annotated[str, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")] = "bundle",
     repeat: Repeat = None,
+    engine: EngineName = "local",
+    workers: Workers = None,
+    together: TrainTogether = 1,
+    address: Address = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
     debug: Debug = False,
@@ -88,7 +96,13 @@ def run(
         experiment = read_experiment(
             words or [], {key: value for key, value in source.items() if value is not None}, labels=labels
         )
-        manner: dict[str, Any] = {"first": first, "last": last, "quiet": quiet, "verbose": verbose}
+        manner: dict[str, Any] = {
+            "first": first,
+            "last": last,
+            "quiet": quiet,
+            "verbose": verbose,
+            "engine": {"name": engine, "n_workers": workers, "n_together": together, "address": address},
+        }
         if repeat is not None:
             _repeat_experiment(
                 experiment, out or Path("runs") / f"{experiment.name}-repeated", repeat, **manner
@@ -105,14 +119,26 @@ def make_stage(stage: str) -> Callable[..., None]:
         settings: Annotated[
             list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change.")
         ] = None,
+        engine: EngineName = "local",
+        workers: Workers = None,
+        together: TrainTogether = 1,
+        address: Address = None,
         quiet: Quiet = False,
         verbose: Verbose = False,
         debug: Debug = False,
     ) -> None:
         with report_errors(debug):
             experiment = _read_run_folder(run_dir, settings or [])
+            chosen = {"name": engine, "n_workers": workers, "n_together": together, "address": address}
             run_experiment(
-                experiment, run_dir, first=stage, last=stage, quiet=quiet, verbose=verbose, redo=False
+                experiment,
+                run_dir,
+                first=stage,
+                last=stage,
+                quiet=quiet,
+                verbose=verbose,
+                redo=False,
+                engine=chosen,
             )
 
     return run_stage
@@ -133,7 +159,7 @@ def report(
     settings = [word for word in words if "=" in word and not Path(word).is_dir()]
     run_dirs = [Path(word) for word in words if word not in settings]
     if len(run_dirs) == 1:
-        make_stage("report")(run_dirs[0], settings, quiet, verbose, debug)
+        make_stage("report")(run_dirs[0], settings, quiet=quiet, verbose=verbose, debug=debug)
         return
     from embedtune.across import report_runs
 
@@ -223,8 +249,12 @@ def run_experiment(
     quiet: bool,
     verbose: bool,
     redo: bool = True,
+    engine: dict[str, Any] | None = None,
 ) -> None:
-    """Run the stages of every task; `first` None means all of them, each only as far as it isn't done."""
+    """Run the stages of every task; `first` None means all of them, each only as far as it isn't done.
+
+    `engine` are `open_engine`'s arguments.
+    """
     from embedtune.config import dump_experiment
     from embedtune.console import make_console, print_results, write_log
     from embedtune.runfolder import RunFolder, lock_folder
@@ -241,10 +271,15 @@ def run_experiment(
         stack.enter_context(show_progress(quiet))
         logging.getLogger("embedtune").debug("%s", command())
 
+        from embedtune.engine import open_engine
         from embedtune.pipeline import run_stages
         from embedtune.plan import TaskRun
 
-        runs = [TaskRun(experiment.of(task), task, folder, command()) for task, folder in folders.items()]
+        opened = stack.enter_context(open_engine(**(engine or {})))
+        runs = [
+            TaskRun(experiment.of(task), task, folder, command(), engine=opened)
+            for task, folder in folders.items()
+        ]
         for task_run in runs:
             run_stages(task_run, first=first or "prepare", last=last, redo=redo and first is not None)
         _finish(runs, out, console, print_results, last=last)

@@ -46,11 +46,14 @@ class StoredTexts(NamedTuple):
     n_computed : int
         Those that were run through the backbone: the store lacked them.
     seconds : float
+    n_parameters : int or None
+        Of the backbone; None if it wasn't needed.
     """
 
     n_texts: int
     n_computed: int
     seconds: float
+    n_parameters: int | None
 
 
 class TransformerEncoder(FrozenEncoder):
@@ -201,7 +204,7 @@ class TransformerEncoder(FrozenEncoder):
         self.last_seconds_ = time.perf_counter() - started
         return embeddings
 
-    def store_texts(self, texts: Iterable[str]) -> StoredTexts:
+    def store_texts(self, texts: Iterable[str], *, part: tuple[int, int] = (0, 1)) -> StoredTexts:
         """Put the embeddings of any number of texts into the store, and hold none of them longer than it takes.
 
         Texts are taken from the iterator `WINDOW_TEXTS` at a time, and only what the store lacks is run, so memory
@@ -211,6 +214,9 @@ class TransformerEncoder(FrozenEncoder):
         ----------
         texts : iterable of str
             A list, a generator over a file's lines, …
+        part : (int, int)
+            Number of a part, from 0, and of how many: of each window's batches only those of the part are run. All
+            parts together run the batches that one process would.
 
         Returns
         -------
@@ -235,12 +241,22 @@ class TransformerEncoder(FrozenEncoder):
             distinct = list(dict.fromkeys(window))
             pieces = self._split(distinct)
             read, place = (distinct, None) if pieces is None else find_distinct(pieces.texts)
-            missing = self._store_missing(read, [hash_text(text) for text in read], columns, table)
+            hashes = [hash_text(text) for text in read]
+            missing = self._store_missing(read, hashes, columns, table, part=part)
             n_computed += _count_texts(missing, pieces, place)
             n_texts += len(window)
         self.last_n_computed_ = n_computed
         self.last_seconds_ = time.perf_counter() - started
-        return StoredTexts(n_texts, n_computed, self.last_seconds_)
+        return StoredTexts(n_texts, n_computed, self.last_seconds_, self.n_parameters_)
+
+    def count_missing(self, texts: Sequence[str]) -> int:
+        """Return how many texts, or pieces of long ones, the store lacks."""
+        distinct = list(dict.fromkeys(check_texts(texts)))
+        pieces = self._split(distinct)
+        read = distinct if pieces is None else list(dict.fromkeys(pieces.texts))
+        names = [column_name(*column) for column in self.columns_]
+        missing = self._open_table().find_missing([hash_text(text) for text in read], names)
+        return int(missing.sum())
 
     def find_cut(self, texts: Sequence[str]) -> NDArray[np.bool_]:
         """Return which texts have more tokens than are read, shape (n_texts,); none where long texts are split."""
@@ -417,22 +433,35 @@ class TransformerEncoder(FrozenEncoder):
         }, missing
 
     def _store_missing(
-        self, texts: list[str], hashes: list[bytes], columns: tuple[Column, ...], table: EmbeddingTable
+        self,
+        texts: list[str],
+        hashes: list[bytes],
+        columns: tuple[Column, ...],
+        table: EmbeddingTable,
+        *,
+        part: tuple[int, int] = (0, 1),
     ) -> NDArray[np.bool_]:
-        """Compute and store what the table lacks of distinct texts, and return which it lacked."""
+        """Compute and store what the table lacks of (a part of) distinct texts, and return which those are."""
         names = {column: column_name(*column) for column in columns}
         missing = table.find_missing(hashes, list(names.values()))
+        computed = np.zeros(len(texts), dtype=np.bool_)
         waiting = Waiting(table, hashes, names)
         try:
-            with closing(self._run(texts, missing, columns)) as batches:
+            with closing(self._run(texts, missing, columns, part=part)) as batches:
                 for rows, found in batches:
                     waiting.add(rows, found)
+                    computed[rows] = True
         finally:
             waiting.commit()
-        return missing
+        return computed
 
     def _run(
-        self, texts: list[str], missing: NDArray[np.bool_], columns: tuple[Column, ...]
+        self,
+        texts: list[str],
+        missing: NDArray[np.bool_],
+        columns: tuple[Column, ...],
+        *,
+        part: tuple[int, int] = (0, 1),
     ) -> Generator[tuple[NDArray[np.intp], Vectors], None, None]:
         """Yield (rows, vectors) batch by batch for the missing texts.
 
@@ -455,7 +484,7 @@ class TransformerEncoder(FrozenEncoder):
                     prefix=self.prefix,
                 )
                 planned = plan_batches(self._measure(tokens), max_tokens=self._budget(backbone.device))
-                batches = (batch[lacking[batch]] for batch in planned)
+                batches = (batch[lacking[batch]] for batch in planned[part[0] :: part[1]])
                 for rows, found in runner.run(tokens, (rows for rows in batches if len(rows))):
                     yield start + rows, found
                     bar.advance(len(rows))

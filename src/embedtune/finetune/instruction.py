@@ -20,6 +20,7 @@ from embedtune.embed.quantization import import_peft
 from embedtune.embed.quiet import hush_libraries
 from embedtune.errors import BackboneError, ConfigError
 from embedtune.finetune.folder import CHECKPOINTS, LOGS, publish
+from embedtune.finetune.group import find_group
 from embedtune.finetune.model import count_parameters, load_for_training, put_lora
 from embedtune.finetune.settings import Settings
 from embedtune.prompt.template import cut_text, render_answer, render_prompt, write_messages
@@ -97,7 +98,9 @@ def tune_by_instruction(
         "n_training": len(texts),
         "n_validation": 0,
     }
-    publish(folder, lambda temporary: save_tuned(model, temporary), {**facts, **found})
+    find_group().ask_leader(
+        lambda: publish(folder, lambda temporary: save_tuned(model, temporary), {**facts, **found})
+    )
 
 
 def check_decoder(description: Description) -> None:

@@ -6,11 +6,13 @@ import importlib.util
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate.data_loader import prepare_data_loader
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
@@ -21,6 +23,7 @@ from embedtune.embed.tokens import Tokens, pad_tokens
 from embedtune.errors import ConfigError
 from embedtune.evaluate.metrics import compute_metrics
 from embedtune.finetune import checkpoints
+from embedtune.finetune.group import find_group
 from embedtune.finetune.model import PooledClassifier
 from embedtune.finetune.rows import EpochBatches, sort_batches
 from embedtune.finetune.settings import Settings
@@ -67,6 +70,23 @@ class Rows(NamedTuple):
             places = rows if self.places is None else self.places[np.asarray(rows)].tolist()
             inputs["states"] = self.trunk.pad(places, n_tokens=batch.ids.shape[1])
         return inputs
+
+    def pad_part(self, rows: Sequence[int], label_weights: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        """Return this process's part of a step's rows, and its ``share`` of the loss.
+
+        Averaged over processes, the shared losses are the whole step's (weighted) mean.
+        """
+        group = find_group()
+        if group.size == 1:
+            return self.pad(rows)
+
+        def weigh(some: Sequence[int]) -> float:
+            labels = self.labels[np.asarray(some, dtype=np.intp)]
+            return float(len(labels) if label_weights is None else label_weights.cpu()[labels].sum())
+
+        own = group.take(rows)
+        share = group.size * weigh(own) / weigh(rows)
+        return {**self.pad(own or rows[:1]), "share": torch.tensor(share)}
 
 
 class Trained(NamedTuple):
@@ -205,15 +225,14 @@ class ClassifierTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return the training batches."""
-        return self._load(self.training, self.sampler)
+        collate = partial(self.rows.pad_part, label_weights=self.classifier.label_weights)
+        return load_batches(self, self.training.tolist(), self.sampler, collate=collate)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Return the validation batches."""
         lengths = self.rows.tokens.lengths[self.validation]
-        return self._load(self.validation, sort_batches(lengths, batch_size=EVALUATION_BATCH_SIZE))
-
-    def _load(self, numbers: NDArray[np.intp], batches: Any) -> DataLoader[Any]:
-        return load_batches(self, numbers.tolist(), batches, collate=self.rows.pad)
+        batches = sort_batches(lengths, batch_size=EVALUATION_BATCH_SIZE)
+        return load_batches(self, self.validation.tolist(), batches, collate=self.rows.pad)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the trained parameters into a checkpoint."""
@@ -227,11 +246,16 @@ class ClassifierTrainer(Trainer):
 def load_batches(
     trainer: Trainer, rows: Any, batches: Any, *, collate: Callable[..., Any]
 ) -> DataLoader[Any]:
-    """Return a trainer's loader of `rows`, batched as given."""
+    """Return a trainer's loader of `rows`, batched as given.
+
+    Processes that train together read the same batches; `collate` takes this one's part.
+    """
     loader = DataLoader(
         rows, batch_sampler=batches, collate_fn=collate, pin_memory=trainer.args.dataloader_pin_memory
     )
-    prepared: DataLoader[Any] = trainer.accelerator.prepare(loader)
+    prepared: DataLoader[Any] = prepare_data_loader(
+        loader, trainer.accelerator.device, num_processes=1, process_index=0, put_on_device=True
+    )
     return prepared
 
 
@@ -310,6 +334,10 @@ class Steering(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Declare the checkpoint complete and delete what is no longer needed."""
         self._saved = state.global_step
+        group = find_group()
+        group.wait()  # until all have written their part
+        if not group.leads:
+            return
         checkpoints.mark_ready(self.folder / f"checkpoint-{state.global_step}", seconds=self.seconds)
         epochs = checkpoints.read_epochs(state.log_history)
         best = {checkpoints.find_best(epochs).step} if epochs else set()
@@ -347,6 +375,8 @@ def make_arguments(
         bf16=precision == "bfloat16",
         fp16=precision == "float16",
         use_cpu=device == "cpu",
+        ddp_backend="gloo" if device == "cpu" and find_group().size > 1 else None,
+        ddp_find_unused_parameters=False,  # what isn't read isn't trained
         # When to log, evaluate and save is up to Steering.
         logging_strategy="no",
         eval_strategy="no",
@@ -358,14 +388,14 @@ def make_arguments(
         label_names=["labels"],
         **own,
     )
-    # One call uses one device; several take a launcher (accelerate).
+    # One process uses one device; several take an engine.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
 
 
 def make_logger(logs_dir: Path) -> list[TrainerCallback]:
     """Return a TensorBoard writer where TensorBoard is installed."""
-    if importlib.util.find_spec("tensorboard") is None:
+    if importlib.util.find_spec("tensorboard") is None or not find_group().leads:
         return []
     from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations.integration_utils import TensorBoardCallback

@@ -76,6 +76,7 @@ class PooledClassifier(nn.Module):
         counted: Tensor,
         labels: Tensor | None = None,
         states: Tensor | None = None,
+        share: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return ``logits``, float32 (n_texts, n_labels), and ``loss`` if labels are given.
 
@@ -86,6 +87,8 @@ class PooledClassifier(nn.Module):
         labels : Tensor of int64, shape (n_texts,), optional
         states : Tensor, shape (n_texts, n_tokens, width), optional
             What the frozen layers put out, where a trunk stands in their place.
+        share : Tensor of float32, shape (), optional
+            What the loss is multiplied by: the rows' part of a step that several processes make, times their number.
         """
         pooled = self.pool(input_ids, attention_mask, counted, states)
         with torch.autocast(input_ids.device.type, enabled=False):
@@ -96,6 +99,8 @@ class PooledClassifier(nn.Module):
                 loss = contrast(pooled, labels)
             else:
                 loss = nn.functional.cross_entropy(logits, labels, weight=self.label_weights)
+            if share is not None:
+                loss = loss * share
         return {"loss": loss, "logits": logits}
 
     def pool(

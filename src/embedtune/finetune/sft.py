@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from embedtune.embed.packed_attention import use_packed_attention
 from embedtune.embed.quiet import hush_libraries
 from embedtune.embed.tokens import pick_pad_id
 from embedtune.finetune import checkpoints
+from embedtune.finetune.group import find_group
 from embedtune.finetune.instruction import Question
 from embedtune.finetune.loop import (
     Steering,
@@ -132,14 +134,20 @@ class AnswerTrainer(SFTTrainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return the training batches."""
-        if self.packed:
-            return load_batches(self, self.questions, self.sampler, collate=pack_questions)
-        return load_batches(self, self.train_dataset, self.sampler, collate=self.data_collator)
+        rows: Any
+        collate: Any
+        rows, collate = (
+            (self.questions, pack_questions) if self.packed else (self.train_dataset, self.data_collator)
+        )
+        return load_batches(self, rows, self.sampler, collate=partial(_collate_part, collate=collate))
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Return a step's loss."""
         if self.packed:
-            return compute_packed_loss(model, inputs, n_answer_tokens=kwargs.get("num_items_in_batch"))
+            loss = compute_packed_loss(model, inputs, n_answer_tokens=kwargs.get("num_items_in_batch"))
+            return (
+                loss * find_group().size
+            )  # processes' gradients are averaged, and the tokens are all processes'
         return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[no-untyped-call]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -152,6 +160,18 @@ class AnswerTrainer(SFTTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_trained(self.tuned, Path(resume_from_checkpoint))
+
+
+def _collate_part(
+    questions: Sequence[Any], collate: Callable[[Sequence[Any]], dict[str, Any]]
+) -> dict[str, Any]:
+    """Return this process's part of a step's questions; where it has none, one whose answer doesn't count."""
+    group = find_group()
+    own = questions[group.rank :: group.size]
+    inputs = collate(own or questions[:1])
+    if not own:
+        inputs["labels"] = inputs["labels"].fill_(-100)
+    return inputs
 
 
 def _tabulate(questions: Sequence[Question]) -> Any:

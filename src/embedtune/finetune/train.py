@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -23,6 +24,7 @@ from embedtune.finetune import saved
 from embedtune.finetune.checkpoints import Epoch, open_checkpoints
 from embedtune.finetune.contrastive import fit_head
 from embedtune.finetune.folder import CHECKPOINTS, LOGS, hold_folder, publish, read_finished
+from embedtune.finetune.group import find_group
 from embedtune.finetune.instruction import tune_by_instruction
 from embedtune.finetune.loop import Rows, Trained, pool_rows, train_classifier
 from embedtune.finetune.model import PooledClassifier, build_classifier, count_parameters
@@ -95,6 +97,10 @@ def fine_tune(
 
     A call that was killed goes on where it was when repeated with the same arguments, and ends with the same
     weights; a finished one is read back. Global random generators are left as they were.
+
+    Called by several processes with torch.distributed set up between them, all with the same arguments, it has them
+    train together: each takes its share of every step's rows, so steps are those of one process, to rounding and to
+    what dropout leaves out. Not by contrast.
 
     Parameters
     ----------
@@ -218,7 +224,14 @@ def fine_tune(
         )
     shared = list(dict.fromkeys(trunk_texts)) if trunk_texts is not None and has_trunk(settings) else None
     y = index_labels(labels, settings.label_names)
+    group = find_group()
+    if group.size > 1 and objective == "contrastive":
+        raise ConfigError(
+            "contrastive fine-tuning compares all rows of a step, so one process does it: set --train-together to 1."
+        )
     device = resolve_device(device)
+    if group.size > 1 and device == "cuda":
+        device = f"cuda:{torch.cuda.current_device()}"
     precision = resolve_training_precision(precision, device)
     check_requirements(
         objective=objective, method=method, quantization=quantization, optimizer=optimizer, device=device
@@ -237,10 +250,11 @@ def fine_tune(
         "device": device,
     }
     folder = Path(output_dir).expanduser()
-    with hold_folder(folder):
-        if (done := read_finished(folder, key, replace=replace)) is not None:
+    with contextlib.ExitStack() as stack:
+        group.ask_leader(lambda: stack.enter_context(hold_folder(folder)))
+        if (done := group.ask_leader(lambda: read_finished(folder, key, replace=replace))) is not None:
             return done
-        open_checkpoints(folder / CHECKPOINTS, key)
+        group.ask_leader(lambda: open_checkpoints(folder / CHECKPOINTS, key))
         options: dict[str, Any] = {"folder": folder, "facts": facts, "trust_remote_code": trust_remote_code}
         with keep_random_state(seed):
             if objective == "instruction":
@@ -249,7 +263,7 @@ def fine_tune(
                 _fit(
                     description, settings, texts, y, groups, trunk_texts=shared, on_epoch=on_epoch, **options
                 )
-        shutil.rmtree(folder / CHECKPOINTS)
+        group.ask_leader(lambda: shutil.rmtree(folder / CHECKPOINTS))
     return read_finetuned(folder)
 
 
@@ -351,7 +365,7 @@ def _fit(
         "n_training": len(training),
         "n_validation": len(validation),
     }
-    _save(model, folder, settings=settings, facts={**facts, **found})
+    find_group().ask_leader(lambda: _save(model, folder, settings=settings, facts={**facts, **found}))
 
 
 def _fit_head(

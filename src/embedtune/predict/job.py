@@ -7,20 +7,22 @@ import dataclasses
 import hashlib
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import embedtune
 from embedtune.bundle import find_bundle
-from embedtune.classifier import load_bundle
+from embedtune.classifier import EmbedClassifier, load_bundle
 from embedtune.data.columns import TEXT_NAMES, find_column, is_number
-from embedtune.data.pieces import is_text
+from embedtune.data.pieces import Piece, is_text
 from embedtune.data.places import PARTIAL, REJECTED, STANDARD, Found, Inputs, Place, find_inputs, find_place
 from embedtune.data.records import Record
 from embedtune.data.stream import TableStream, open_table
 from embedtune.embed.encoder import WINDOW_TEXTS
-from embedtune.errors import ConfigError, DataError, EmbedtuneError
+from embedtune.engine import Engine, LocalEngine
+from embedtune.errors import BundleError, ConfigError, DataError, EmbedtuneError
 from embedtune.files import explain_full_disk, is_disk_full
 from embedtune.predict.labels import Labeller, LabelSettings, check_settings
 from embedtune.predict.output import SUFFIXES, Tables, write_tables
@@ -83,6 +85,7 @@ def predict_file(
     strict: bool = False,
     raw_cells: bool = False,
     rejected_path: str | Path | None = None,
+    engine: Engine | None = None,
 ) -> Predicted:
     """Write a copy of tables with columns ``prediction`` and ``p:LABEL`` (probabilities) added.
 
@@ -117,6 +120,9 @@ def predict_file(
         they get an apostrophe in front.
     rejected_path : path, optional
         Where rejected rows are listed, if there is one output.
+    engine : Engine, optional
+        Whose workers label pieces; by default this process does. Each worker remembers its own texts, so a text that
+        occurs in several pieces may be run more than once, beside other texts.
 
     Returns
     -------
@@ -136,11 +142,17 @@ def predict_file(
     """
     settings = check_settings(coverage, abstain_below, abstain_cost)
     suffix = _check_format(format, input_path, output_path)
+    engine = engine or LocalEngine()
+    if engine.is_remote and STANDARD in (str(input_path), str(output_path)):
+        raise ConfigError(
+            "a cluster's nodes don't see standard input and output: name files in a folder that all of them mount."
+        )
     with contextlib.ExitStack() as stack:
         found, are_many = _find_inputs(input_path, suffix, stack)
         targets = _plan_targets(found, output_path, suffix, rejected_path, are_many=are_many)
         inputs = [_open_input(entry.place, text_column, encoding) for entry in found]
-        classifier = load_bundle(bundle, device=device)
+        load = partial(_load_same, str(bundle), device, _hash_bundle(bundle))
+        classifier = load()
         added = settings.list_columns(classifier)
         for table, _ in inputs:
             if taken := [name for name in added if name in table.schema.names]:
@@ -149,7 +161,7 @@ def predict_file(
                 )
         identity = {
             "inputs": [[entry.relative, entry.place.stamp()] for entry in found],
-            "bundle": hashlib.sha256((find_bundle(bundle)[0] / "bundle.json").read_bytes()).hexdigest(),
+            "bundle": _hash_bundle(bundle),
             "settings": {
                 **dataclasses.asdict(settings),
                 "columns": [column for _, column in inputs],
@@ -166,10 +178,24 @@ def predict_file(
         if strict:
             _check_rows(inputs, added)
         with _explain_writing(folder), parts.hold():
-            pieces, done = _label(inputs, Labeller(classifier), settings, added, parts)
+            make = partial(_PieceLabeller, load, settings, parts, names_files=len(inputs) > 1)
+            pieces, done = _label(inputs, make, engine)
             written = [_write_target(target, parts, pieces, added, raw_cells=raw_cells) for target in targets]
             parts.remove()
         return done._replace(rejected=tuple(address for address in written if address))
+
+
+def _hash_bundle(bundle: str | Path) -> str:
+    return hashlib.sha256((find_bundle(bundle)[0] / "bundle.json").read_bytes()).hexdigest()
+
+
+def _load_same(bundle: str, device: str, digest: str) -> EmbedClassifier:
+    """Load a bundle, on whatever machine, that has to be the one of this digest."""
+    if _hash_bundle(bundle) != digest:
+        raise BundleError(
+            f"{bundle} is another bundle on a worker's machine: put it into a folder that all nodes mount."
+        )
+    return load_bundle(bundle, device=device)
 
 
 def _check_format(format: str | None, input_path: str | Path, output_path: str | Path) -> str | None:
@@ -290,43 +316,84 @@ def _check_rows(inputs: Sequence[_Input], added: Sequence[str]) -> None:
         for piece in table.read():
             if rejected := sort_rows(piece, column, added=added).rejected:
                 raise DataError(
-                    f"{_describe(rejected[0], table)}. Mend it, or leave out --strict to put such rows aside."
+                    f"{_describe(rejected[0], table.name)}. Mend it, or leave out --strict to put such rows aside."
                 )
 
 
+class _Task(NamedTuple):
+    """Piece `piece` of input `number`, and what its table is called."""
+
+    number: int
+    piece: int
+    rows: Piece
+    name: str
+    column: str
+
+
+class _Done(NamedTuple):
+    """What became of a piece."""
+
+    number: int
+    piece: int
+    n_labelled: int
+    n_rejected: int
+    n_cut: int
+    first_rejected: str
+
+
+class _PieceLabeller:
+    """Labels pieces and keeps them as parts: one worker's classifier."""
+
+    def __init__(
+        self, load: Callable[[], EmbedClassifier], settings: LabelSettings, parts: Parts, *, names_files: bool
+    ) -> None:
+        self._labeller = Labeller(load())
+        self._settings, self._parts, self._names_files = settings, parts, names_files
+        self._added = settings.list_columns(self._labeller.classifier)
+        self._classes = [f"p:{label}" for label in self._labeller.classifier.classes_]
+
+    def __call__(self, task: _Task) -> _Done:
+        kept, texts, rejected = sort_rows(task.rows, task.column, added=self._added)
+        if task.piece == 0:
+            _check_texts(texts, task.name, task.column)
+        if self._parts.has(task.number, task.piece):
+            part = self._parts.read(task.number, task.piece)
+            self._labeller.label(texts, part.list_answers(self._classes))
+        else:
+            answers = self._labeller.label(texts)
+            for name, values in self._labeller.make_columns(answers, self._settings).items():
+                kept = kept.append_column(name, values)
+            part = Part(kept, answers.is_cut.nonzero()[0].tolist())
+            facts = [_list_facts(record, task.name if self._names_files else None) for record in rejected]
+            self._parts.write(task.number, task.piece, part, facts)
+        first = _describe(rejected[0], task.name) if rejected else ""
+        return _Done(task.number, task.piece, len(texts), len(rejected), len(part.cut), first)
+
+
 def _label(
-    inputs: Sequence[_Input], labeller: Labeller, settings: LabelSettings, added: Sequence[str], parts: Parts
+    inputs: Sequence[_Input], make: Callable[[], _PieceLabeller], engine: Engine
 ) -> tuple[list[int], Predicted]:
     """Label what isn't labelled yet, and return how many pieces each input has, and what was done."""
-    classes = [f"p:{label}" for label in labeller.classifier.classes_]
-    pieces = []
-    n_labelled = n_rejected = n_cut = 0
-    first = ""
+    finished: list[_Done] = []
     with track("label", sum(table.n_rows for table, _ in inputs), unit="rows") as bar, use_silence():
-        for number, (table, column) in enumerate(inputs):
-            pieces.append(0)
-            for piece in table.read():
-                kept, texts, rejected = sort_rows(piece, column, added=added)
-                if not pieces[-1]:
-                    _check_texts(texts, table.name, column)
-                if parts.has(number, pieces[-1]):
-                    part = parts.read(number, pieces[-1])
-                    labeller.label(texts, part.list_answers(classes))
-                else:
-                    answers = labeller.label(texts)
-                    for name, values in labeller.make_columns(answers, settings).items():
-                        kept = kept.append_column(name, values)
-                    part = Part(kept, answers.is_cut.nonzero()[0].tolist())
-                    parts.write(
-                        number, pieces[-1], part, [_list_facts(r, table, len(inputs)) for r in rejected]
-                    )
-                pieces[-1] += 1
-                n_labelled += len(texts)
-                n_rejected += len(rejected)
-                n_cut += len(part.cut)
-                first = first or (_describe(rejected[0], table) if rejected else "")
-                bar.advance(len(texts) + len(rejected))
-    return pieces, Predicted(n_labelled, n_rejected, n_cut, (), first)
+        for done in engine.map(make, enumerate(inputs), _read_tasks):
+            finished.append(done)
+            bar.advance(done.n_labelled + done.n_rejected)
+    pieces = [sum(done.number == number for done in finished) for number in range(len(inputs))]
+    first = min((done for done in finished if done.first_rejected), default=None)
+    return pieces, Predicted(
+        sum(done.n_labelled for done in finished),
+        sum(done.n_rejected for done in finished),
+        sum(done.n_cut for done in finished),
+        (),
+        first.first_rejected if first else "",
+    )
+
+
+def _read_tasks(source: tuple[int, _Input]) -> Iterator[_Task]:
+    number, (table, column) = source
+    for piece, rows in enumerate(table.read()):
+        yield _Task(number, piece, rows, table.name, column)
 
 
 def _check_texts(texts: Sequence[str], name: str, column: str) -> None:
@@ -336,17 +403,17 @@ def _check_texts(texts: Sequence[str], name: str, column: str) -> None:
         )
 
 
-def _list_facts(record: Record, table: TableStream, n_inputs: int) -> dict[str, Any]:
-    facts: dict[str, Any] = {"file": table.name} if n_inputs > 1 else {}
+def _list_facts(record: Record, file: str | None) -> dict[str, Any]:
+    facts: dict[str, Any] = {} if file is None else {"file": file}
     facts["row"] = record.row
     if record.line:
         facts["line"] = record.line
     return {**facts, "reason": record.reason, "content": record.content}
 
 
-def _describe(record: Record, table: TableStream) -> str:
+def _describe(record: Record, name: str) -> str:
     line = f" (line {record.line})" if record.line else ""
-    return f"row {record.row}{line} of {table.name}: {record.reason.rstrip('.')}"
+    return f"row {record.row}{line} of {name}: {record.reason.rstrip('.')}"
 
 
 def _write_target(
