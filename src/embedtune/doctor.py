@@ -26,6 +26,7 @@ OPTIONAL = {
     "trl": ("instruction tuning", "llm"),
     "openvino": ("faster reading on a CPU", "openvino"),
     "optuna": ("a search of fine-tuning settings", "search"),
+    "mlflow": ("runs told to MLflow", "track"),
     "fastapi": ("the server", "serve"),
     "onnxscript": ("backbones as ONNX graphs", "onnx"),
     "sentence_transformers": ("encoders as sentence-transformers models", "interop"),

@@ -74,6 +74,7 @@ from embedtune.report.build import build_report
 from embedtune.runfolder import digest
 from embedtune.scan import count_scanned, scan_views
 from embedtune.suspects import list_suspects
+from embedtune.tracking import send_results, watch_training
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +147,7 @@ def finetune(run: TaskRun) -> None:
                 ) -> dict[str, Any]:
                     fold = training.fold
                     rows: Any = splits.rows(*training.parts) if fold is None else folds(seed)[fold][0]
-                    with measure() as cost:
+                    with watch_training(run, view, training, seed) as callbacks, measure() as cost:
                         tuned = fine_tune(
                             view.model,
                             [splits.texts[i] for i in rows],
@@ -157,6 +158,7 @@ def finetune(run: TaskRun) -> None:
                             seed=seed,
                             trunk_texts=trunk_texts,
                             replace=True,
+                            callbacks=callbacks,
                             **list_tuning_arguments(run, view, settings),
                         )
                     return {
@@ -336,11 +338,14 @@ def run_stages(run: TaskRun, *, first: str = "prepare", last: str = "bundle", re
         _check_views(run)
     if "fit" in chosen and "prompt" in run.experiment.compare.arms:
         _check_prompt(run)
+    run.trackers  # noqa: B018 a package that isn't there is told before anything long starts
     for name in chosen:
         log.info("%s: %s", run.task, name)
         STAGES[name](run)
         if name == "prepare" and "prompt" in run.experiment.compare.arms:
             check_wording(run)
+    if {"compare", "report"} & set(chosen):
+        send_results(run)
 
 
 def _check_views(run: TaskRun) -> None:
