@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterable, Iterator
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -167,8 +167,9 @@ def _check_versions() -> Finding:
 def _find_version(package: str) -> str:
     try:
         return version(package)
-    except PackageNotFoundError:
-        return "installed"
+    except PackageNotFoundError:  # mlflow may be there as mlflow-skinny
+        names = packages_distributions().get(package, [])
+        return version(names[0]) if names else "installed"
 
 
 def _check_device() -> Finding:

@@ -99,7 +99,7 @@ class Link:
                 log.warning(
                     "%s can't be reached or refuses (%s): the run goes on, and the same command sends what is missing.",
                     self.name,
-                    said[:300].rstrip("."),
+                    said[:200].rstrip("."),
                 )
             self.failed = True
             return None

@@ -7,11 +7,11 @@ import re
 
 _IN_ADDRESS = re.compile(r"(?<=://)[^/\s@\"']+@")
 _IN_QUERY = re.compile(
-    r"([?&][\w.-]*(?:token|key|sig|signature|secret|password|credential)[\w.-]*=)[^&\s\"'<>]+", re.IGNORECASE
+    r"([?&;][\w.-]*(?:token|key|sig|signature|secret|password|credential)[\w.-]*=)[^&\s\"'<>]+", re.IGNORECASE
 )
 _NAMED = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD)$")
 #: Shorter values of such variables are taken for words.
-_MIN_LENGTH = 8
+_MIN_LENGTH = 12
 
 
 def hide_secrets(text: str) -> str:

@@ -43,12 +43,12 @@ class Tracker:
         import wandb
 
         self.wandb: Any = wandb
+        self.settings = wandb.setup(wandb.Settings(**_SETTINGS)).settings
 
     @property
     def place(self) -> str:
         """Server, team and project."""
-        settings = self.wandb.Settings()
-        return f"{settings.base_url} {settings.entity} {_name_project()}"
+        return f"{self.settings.base_url} {self.settings.entity} {_name_project()}"
 
     def start(self, about: About) -> str:
         """Choose an id; the run is made with what is first written to it."""
@@ -80,7 +80,7 @@ class Tracker:
         run.finish()
 
     def _open(self, run_id: str, about: About) -> Any:
-        online = self.wandb.Settings().mode in ("online", "run", "shared")
+        online = self.settings.mode in ("online", "run", "shared")
         if online and not self.wandb.login(prompt=False, verify=False):  # wandb.init would ask the terminal
             raise ConfigError("no key: give `wandb login`, or set WANDB_API_KEY, or WANDB_MODE to offline")
         run = self.wandb.init(
