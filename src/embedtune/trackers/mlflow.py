@@ -15,7 +15,7 @@ from embedtune.trackers import About, Found
 #: Unless the user has said otherwise: MLflow tries for minutes by default, and holds files to be a thing of the past.
 _MANNERS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_ALLOW_FILE_STORE": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
