@@ -29,7 +29,7 @@ format: $(READY)
 $(READY): constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install "$$(grep '^torch==' constraints.txt)"
-	$(PIP) install --constraint constraints.txt --editable ".[demo,llm,onnx,openvino,ray,serve,dev]"
+	$(PIP) install --constraint constraints.txt --editable ".[demo,llm,onnx,openvino,ray,serve,track,dev]"
 	touch $(READY)
 
 clean:

@@ -42,7 +42,8 @@ def test_build_experiment_names_all_problems_at_once() -> None:
         "3 problems in recipe demo: unknown key 'finetune.epoch' (did you mean 'epochs'?), allowed here: "
         f"{', '.join(FinetuneConfig.model_fields)}; 'fit.head' is 'forest': input should be 'auto', 'logistic', "
         "'ridge', 'stack' or 'cooccurrence'; "
-        "unknown key 'xx', allowed here: name, tasks, prepare, embed, finetune, fit, prompt, compare, by_task, seeds."
+        "unknown key 'xx', allowed here: name, tasks, prepare, embed, finetune, fit, prompt, compare, by_task, seeds, "
+        "track."
     )
 
 

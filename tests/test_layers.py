@@ -16,10 +16,10 @@ LAYERS = {
     "config": 1, "recipe": 1, "runfolder": 1, "data.dataset": 1, "embed.pooling": 1, "embed.batching": 1,
     "embed.texts": 1, "evaluate.metrics": 1, "engine": 1,
     "data": 2, "embed": 2, "prompt": 2, "heads": 2, "evaluate": 2,
-    "finetune": 3, "report": 3, "recipes": 1,
+    "finetune": 3, "report": 3, "trackers": 3, "recipes": 1,
     "bundle": 4, "views": 4, "classifier": 5,
     "plan": 6, "assemble": 6, "scan": 6, "fitting": 6, "predictions": 6, "results": 6, "tables": 6,
-    "across": 7, "suspects": 7, "confounding": 7, "curve": 7, "comparison": 7, "cascade": 7,
+    "across": 7, "suspects": 7, "confounding": 7, "curve": 7, "comparison": 7, "cascade": 7, "tracking": 7,
     "export": 6, "interop": 6,
     "pipeline": 8, "predict": 8, "ablation": 8, "repeat": 8, "doctor": 8, "bench": 8, "serve": 8,
     "console": 9, "cli": 9, "__main__": 9,
@@ -33,7 +33,8 @@ STRANGERS = [
     ("data", "embed"),
 ]
 SEES_EXPERIMENT = {
-    "config", "plan", "assemble", "scan", "suspects", "confounding", "curve", "comparison", "pipeline", "repeat", "cli"
+    "config", "plan", "assemble", "scan", "suspects", "confounding", "curve", "comparison", "pipeline",
+    "repeat", "tracking", "cli",
 }  # fmt: skip
 
 

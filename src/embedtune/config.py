@@ -309,6 +309,13 @@ class CompareConfig(_Part):
     label_counts: tuple[PositiveInt, ...] = ()
 
 
+def _list_once(value: Any) -> Any:
+    """Return a single name as a list of it, and of a list each name once."""
+    if isinstance(value, str):
+        return [value]
+    return list(dict.fromkeys(value)) if isinstance(value, list | tuple) else value
+
+
 class Experiment(_Part):
     """One run: its tasks and the settings of each stage.
 
@@ -320,6 +327,8 @@ class Experiment(_Part):
         What differs for a task, by dotted key: ``{"yes_no": {"prepare.max_rows": 35000}}``.
     seeds : tuple of int
         Every arm is trained once per seed. The first one also seeds the split and makes the bundle.
+    track : tuple of str
+        Who is told of the run; results don't depend on it.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -334,6 +343,7 @@ class Experiment(_Part):
     compare: CompareConfig = CompareConfig()
     by_task: dict[str, dict[str, Any]] = {}
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    track: Annotated[tuple[Literal["mlflow", "tensorboard", "wandb"], ...], BeforeValidator(_list_once)] = ()
 
     def of(self, task: str) -> Experiment:
         """Return the experiment of one of its tasks."""

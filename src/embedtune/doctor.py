@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterable, Iterator
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +26,7 @@ OPTIONAL = {
     "trl": ("instruction tuning", "llm"),
     "openvino": ("faster reading on a CPU", "openvino"),
     "optuna": ("a search of fine-tuning settings", "search"),
+    "mlflow": ("runs told to MLflow", "track"),
     "fastapi": ("the server", "serve"),
     "ray": ("work on a cluster", "ray"),
     "onnxscript": ("backbones as ONNX graphs", "onnx"),
@@ -167,8 +168,9 @@ def _check_versions() -> Finding:
 def _find_version(package: str) -> str:
     try:
         return version(package)
-    except PackageNotFoundError:
-        return "installed"
+    except PackageNotFoundError:  # mlflow may be there as mlflow-skinny
+        names = packages_distributions().get(package, [])
+        return version(names[0]) if names else "installed"
 
 
 def _check_device() -> Finding:

@@ -12,6 +12,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,6 +76,7 @@ from embedtune.report.build import build_report
 from embedtune.runfolder import digest
 from embedtune.scan import count_scanned, scan_views
 from embedtune.suspects import list_suspects
+from embedtune.tracking import send_results, watch_training
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +146,11 @@ def finetune(run: TaskRun) -> None:
                     "trunk_texts": trunk_texts,
                     "replace": True,
                 },
+                **(
+                    {"watch": functools.partial(watch_training, run, view, training, seed)}
+                    if run.engine.is_here
+                    else {}
+                ),
             )
             for seed in run.experiment.seeds
             for training in list_trainings(run, model=view.model)
@@ -152,9 +159,7 @@ def finetune(run: TaskRun) -> None:
             job for job in jobs if run.folder.read_result(job.step, job.key, outputs=job.outputs) is None
         ]
         with explain_full_disk(run.path):
-            results = run.engine.launch(
-                _tune, [job.arguments for job in open_jobs], folder=run.folder.scratch
-            )
+            results = run.engine.launch(_tune, open_jobs, folder=run.folder.scratch)
             for number, result in results:
                 job = open_jobs[number]
                 run.folder.run_step(job.step, job.key, functools.partial(dict, result), outputs=job.outputs)
@@ -162,11 +167,15 @@ def finetune(run: TaskRun) -> None:
 
 
 class _TuningJob(NamedTuple):
-    """A fine-tuning as a step of the run, and `fine_tune`'s arguments."""
+    """A fine-tuning as a step of the run, `fine_tune`'s arguments, and what gives the Trainer callbacks that follow it.
+
+    Elsewhere nothing follows it: trackers are sent what it logged at the end.
+    """
 
     step: str
     key: str
     arguments: dict[str, Any]
+    watch: Callable[[], AbstractContextManager[Any]] = functools.partial(nullcontext, ())
 
     @property
     def outputs(self) -> list[Path]:
@@ -192,10 +201,10 @@ def _list_rows(splits: Splits, rows: NDArray[np.int64]) -> dict[str, Any]:
     }
 
 
-def _tune(arguments: dict[str, Any]) -> dict[str, Any]:
+def _tune(job: _TuningJob) -> dict[str, Any]:
     """Fine-tune once, wherever the engine does, and return what is recorded of it."""
-    with measure() as cost:
-        tuned = fine_tune(**arguments)
+    with job.watch() as callbacks, measure() as cost:
+        tuned = fine_tune(**job.arguments, callbacks=callbacks)
     return {
         "seconds": tuned.seconds,
         "trunk_seconds": tuned.trunk_seconds,
@@ -365,11 +374,14 @@ def run_stages(run: TaskRun, *, first: str = "prepare", last: str = "bundle", re
         _check_views(run)
     if "fit" in chosen and "prompt" in run.experiment.compare.arms:
         _check_prompt(run)
+    run.trackers  # noqa: B018 a package that isn't there is told before anything long starts
     for name in chosen:
         log.info("%s: %s", run.task, name)
         STAGES[name](run)
         if name == "prepare" and "prompt" in run.experiment.compare.arms:
             check_wording(run)
+    if {"compare", "report"} & set(chosen):
+        send_results(run)
 
 
 def _check_views(run: TaskRun) -> None:

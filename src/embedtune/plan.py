@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from embedtune.engine import Engine, LocalEngine
 from embedtune.errors import DataError, RunFolderError
 from embedtune.evaluate.arms import ARMS
 from embedtune.runfolder import RunFolder, digest
+from embedtune.trackers import Link, open_links
 
 #: Which parts' labels an arm's head is trained on.
 ARM_ROWS: Mapping[str, tuple[str, ...]] = {
@@ -88,6 +90,16 @@ class TaskRun:
     def splits(self) -> Splits:
         """The prepared rows."""
         return read_splits(self.path / "data")
+
+    @cached_property
+    def trackers(self) -> tuple[Link, ...]:
+        """Where the run is told of.
+
+        Raises
+        ------
+        MissingExtraError
+        """
+        return open_links(self.experiment.track, self.path)
 
     def record(self, step: str, key: str | None = None) -> dict[str, Any]:
         """Return what an earlier step recorded.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from embedtune.finetune.group import find_group
 from embedtune.finetune.model import count_parameters, load_for_training, put_lora
 from embedtune.finetune.settings import Settings
 from embedtune.prompt.template import cut_text, render_answer, render_prompt, write_messages
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
 
 
 class Question(NamedTuple):
@@ -42,6 +45,7 @@ def tune_by_instruction(
     folder: Path,
     facts: dict[str, Any],
     trust_remote_code: bool,
+    callbacks: Sequence[TrainerCallback],
 ) -> None:
     """Train, going on from the last checkpoint in `folder`, and publish the result there with `facts`.
 
@@ -85,6 +89,7 @@ def tune_by_instruction(
         device=device,
         precision=precision,
         description=f"instruction-tune {description.model_id}",
+        callbacks=callbacks,
     )
     n_trained, n_parameters = count_parameters(model)
     found: dict[str, Any] = {

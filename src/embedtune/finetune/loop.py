@@ -110,6 +110,7 @@ def train_classifier(
     precision: str,
     description: str,
     on_epoch: Callable[[checkpoints.Epoch], None] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Trained:
     """Train in place, going on from the last complete checkpoint in `folder`, and load the best epoch's weights.
 
@@ -137,7 +138,7 @@ def train_classifier(
                 training=training,
                 validation=validation,
                 sampler=sampler,
-                callbacks=[steering, *make_logger(logs_dir)],
+                callbacks=[steering, *make_logger(logs_dir), *callbacks],
                 head_learning_rate=settings.head_learning_rate,
                 paged=settings.optimizer == "paged_adamw",
             )

@@ -48,6 +48,7 @@ def train_answers(
     precision: str,
     description: str,
     packed: bool | None = None,
+    callbacks: Sequence[transformers.TrainerCallback] = (),
 ) -> float:
     """Train in place, going on from the last complete checkpoint in `folder`; the loss is on the answers alone.
 
@@ -92,7 +93,7 @@ def train_answers(
                 tokenizer=tokenizer,
                 sampler=sampler,
                 packed=packed,
-                callbacks=[steering, *make_logger(logs_dir)],
+                callbacks=[steering, *make_logger(logs_dir), *callbacks],
             )
             trainer.train(resume_from_checkpoint=str(last) if last else None)
     return steering.seconds

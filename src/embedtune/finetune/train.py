@@ -8,7 +8,7 @@ import json
 import shutil
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from embedtune.embed.quiet import hush_libraries
 from embedtune.embed.tokens import pick_pad_id, tokenize
 from embedtune.errors import ConfigError, DataError
 from embedtune.finetune import saved
-from embedtune.finetune.checkpoints import Epoch, open_checkpoints
+from embedtune.finetune.checkpoints import Epoch, find_last, open_checkpoints
 from embedtune.finetune.contrastive import fit_head
 from embedtune.finetune.folder import CHECKPOINTS, LOGS, hold_folder, publish, read_finished
 from embedtune.finetune.group import find_group
@@ -34,6 +34,9 @@ from embedtune.finetune.saved import FineTuned, read_finetuned
 from embedtune.finetune.settings import Settings, check_requirements, check_settings
 from embedtune.finetune.trunk import stand_on_trunk
 from embedtune.prompt.template import INSTRUCTION
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
 
 
 def fine_tune(
@@ -78,6 +81,7 @@ def fine_tune(
     trunk_texts: Sequence[str] | None = None,
     replace: bool = False,
     on_epoch: Callable[[Epoch], None] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> FineTuned:
     """Fine-tune a backbone on labelled texts.
 
@@ -167,6 +171,9 @@ def fine_tune(
     on_epoch : callable, optional
         Called after each epoch with its evaluation on the validation part; what it raises stops the training, and is
         raised here.
+    callbacks : sequence of transformers.TrainerCallback
+        The Trainer's further ones, of trackers for one. What they do is no part of the arguments that a finished call
+        is known by.
 
     Returns
     -------
@@ -255,7 +262,14 @@ def fine_tune(
         if (done := group.ask_leader(lambda: read_finished(folder, key, replace=replace))) is not None:
             return done
         group.ask_leader(lambda: open_checkpoints(folder / CHECKPOINTS, key))
-        options: dict[str, Any] = {"folder": folder, "facts": facts, "trust_remote_code": trust_remote_code}
+        if group.leads and find_last(folder / CHECKPOINTS) is None:
+            shutil.rmtree(folder / LOGS, ignore_errors=True)  # of another training
+        options: dict[str, Any] = {
+            "folder": folder,
+            "facts": facts,
+            "trust_remote_code": trust_remote_code,
+            "callbacks": callbacks,
+        }
         with keep_random_state(seed):
             if objective == "instruction":
                 tune_by_instruction(description, settings, texts, y, **options)
@@ -304,6 +318,7 @@ def _fit(
     folder: Path,
     facts: dict[str, Any],
     trust_remote_code: bool,
+    callbacks: Sequence[TrainerCallback],
 ) -> None:
     device, precision = facts["device"], facts["precision"]
     fraction = 0.0 if settings.objective == "contrastive" else settings.validation_fraction
@@ -354,6 +369,7 @@ def _fit(
             precision=precision,
             description=f"fine-tune {description.model_id}",
             on_epoch=on_epoch,
+            callbacks=callbacks,
         )
         if settings.objective == "contrastive":
             _fit_head(model, rows._replace(trunk=trunk), settings, device=device, precision=precision)

@@ -14,7 +14,7 @@ from embedtune.errors import RunFolderError
 from embedtune.evaluate.arms import ARMS
 from embedtune.files import write_text
 from embedtune.report.advice import advise
-from embedtune.report.content import RunContent, read_run
+from embedtune.report.content import RunContent, hide_texts, read_run
 from embedtune.report.facts import COST_COLUMNS, describe_audit, format_cost, format_value, name_key
 from embedtune.report.plots import Curve, Whisker, choose_ticks, draw_curves, draw_whiskers
 
@@ -36,7 +36,11 @@ _VERDICT_TONES = {"Worth it": "blue", "Worse": "orange"}
 
 
 def build_report(
-    run_dirs: Sequence[Path], report_path: Path, *, across: Mapping[str, Any] | None = None
+    run_dirs: Sequence[Path],
+    report_path: Path,
+    *,
+    across: Mapping[str, Any] | None = None,
+    with_texts: bool = True,
 ) -> Path:
     """Write the report of one or more finished runs.
 
@@ -48,6 +52,8 @@ def build_report(
         The HTML file; its folder is made, an older report is replaced at once.
     across : mapping, optional
         What `embedtune.across.compare_runs` found, where the runs are to be compared.
+    with_texts : bool
+        Whether texts of single rows may stand in it.
 
     Returns
     -------
@@ -71,7 +77,10 @@ def build_report(
         lstrip_blocks=True,
     )
     environment.filters.update(cut=cut_text, value=format_value)
-    tasks = [_describe_task(read_run(Path(run_dir)), f"task{i}") for i, run_dir in enumerate(run_dirs, 1)]
+    runs = [read_run(Path(run_dir)) for run_dir in run_dirs]
+    tasks = [
+        _describe_task(run if with_texts else hide_texts(run), f"task{i}") for i, run in enumerate(runs, 1)
+    ]
     page = environment.get_template("template.html").render(
         tasks=tasks, across=None if across is None else _describe_across(across), version=version("embedtune")
     )

@@ -6,7 +6,7 @@ import csv
 import itertools
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,6 +89,22 @@ def read_run(run_dir: Path) -> RunContent:
         mistakes=_find_mistakes(run_dir / "predictions" / f"{results.get('best')}.parquet", splits_path),
         config=config_path.read_text(encoding="utf-8") if config_path.exists() else "",
     )
+
+
+def hide_texts(run: RunContent) -> RunContent:
+    """Return a run folder's content without the texts of its rows."""
+    return replace(
+        run,
+        audit=_drop_texts(run.audit),
+        suspects=tuple({**row, "text": ""} for row in run.suspects),
+        mistakes=tuple(mistake._replace(text="") for mistake in run.mistakes),
+    )
+
+
+def _drop_texts(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _drop_texts(entry) for key, entry in value.items() if key not in ("text", "texts")}
+    return [_drop_texts(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _read_suspects(path: Path) -> tuple[dict[str, str], ...]:
