@@ -145,7 +145,7 @@ class RayEngine:
             _Expander(expand, setting),  # type: ignore[arg-type]
             batch_size=1,
             num_cpus=0,
-            compute=ray.data.TaskPoolStrategy(size=self.n_workers),
+            compute=ray.data.TaskPoolStrategy(size=min(self.n_workers, len(packed))),
         )
         done = items.map_batches(
             _Worker,
