@@ -12,6 +12,7 @@ import pytest
 from embedtune import StaticEncoder, TransformerEncoder
 from embedtune.embed.store import EmbeddingStore
 from embedtune.interop import to_sentence_transformer
+from interop_cases import make_task
 
 SUBJECTS = ("sales", "profit", "orders", "income", "output", "demand")
 TEXTS = [
@@ -44,32 +45,10 @@ def test_encode_gives_the_encoders_columns(kind: str, tiny_bert: Path) -> None:
 def test_mteb_evaluates_an_encoder() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of mteb's own imports
-        import datasets
         import mteb
-        from mteb.abstasks import AbsTaskClassification
-        from mteb.abstasks.task_metadata import TaskMetadata
 
-        class Moves(AbsTaskClassification):  # type: ignore[misc]
-            metadata = TaskMetadata(
-                name="Moves",
-                description="Which way did it go?",
-                dataset={"path": "nobody/moves", "revision": "1"},
-                type="Classification",
-                category="t2c",
-                modalities=["text"],
-                eval_splits=["test"],
-                eval_langs=["eng-Latn"],
-                main_score="accuracy",
-            )
-
-            def load_data(self, **kwargs: Any) -> None:
-                rows = datasets.Dataset.from_dict(
-                    {"text": TEXTS, "label": [int(" rose " in text) for text in TEXTS]}
-                )
-                self.dataset = datasets.DatasetDict(train=rows, test=rows)
-                self.data_loaded = True
-
-        found = mteb.evaluate(to_sentence_transformer(StaticEncoder()), [Moves()], cache=None)
+        task = make_task(TEXTS, [" rose " in text for text in TEXTS])
+        found = mteb.evaluate(to_sentence_transformer(StaticEncoder()), [task], cache=None)
     assert found.task_results[0].get_score() > 0.9
 
 

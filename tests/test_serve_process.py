@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import hypothesis
@@ -125,6 +128,23 @@ def test_sigterm_in_the_middle_finishes_what_was_accepted(bundle):
     assert [answer.status_code for answer in answers] == [200] * 6
     assert all(len(answer.json()["data"]) == 40 for answer in answers)
     assert set(late) <= {503, None}
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the system doesn't tell a process's time")
+def test_stopping_takes_little_work(bundle):
+    with start_command([str(bundle)]) as (process, _, _):
+        ticks = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        starting, others = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK"), _count_seconds()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        stopping = _count_seconds() - others - starting
+    assert stopping < 0.12 * starting  # a quarter where the interpreter takes down all that was loaded
+
+
+def _count_seconds():
+    """Return the processor's seconds of this process's children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _read_gauge(url, name):

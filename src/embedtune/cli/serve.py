@@ -22,6 +22,10 @@ def serve(
     max_chars: Annotated[int, typer.Option(help="Characters per text.")] = Limits.max_chars,
     max_body_bytes: Annotated[int, typer.Option(help="Bytes per request.")] = Limits.max_body_bytes,
     queue_texts: Annotated[int, typer.Option(help="Texts that may wait.")] = Limits.queue_texts,
+    request_seconds: Annotated[
+        float, typer.Option(help="Seconds for a request's head to come, and for its body.")
+    ] = Limits.request_seconds,
+    max_connections: Annotated[int, typer.Option(help="Connections at once.")] = Limits.max_connections,
     batch_tokens: Annotated[int, typer.Option(help="Tokens read at once.")] = Limits.batch_tokens,
     max_wait_ms: Annotated[
         float, typer.Option(help="Milliseconds that a text waits for others to be read with.")
@@ -41,7 +45,16 @@ def serve(
     with report_errors(debug):
         from embedtune.serve.run import serve as serve_bundles
 
-        limits = Limits(max_texts, max_chars, max_body_bytes, queue_texts, batch_tokens, max_wait_ms)
+        limits = Limits(
+            max_texts,
+            max_chars,
+            max_body_bytes,
+            queue_texts,
+            request_seconds,
+            max_connections,
+            batch_tokens,
+            max_wait_ms,
+        )
         serve_bundles(
             bundles,
             host=host,

@@ -37,9 +37,10 @@ _BEARER = HTTPBearer(auto_error=False, description="The server's EMBEDTUNE_API_K
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": answers.ErrorAnswer, "description": described}
     for status, described in {
-        400: "The body isn't JSON in UTF-8.",
+        400: "The body isn't JSON in UTF-8, or broke off.",
         401: "The key is missing or wrong.",
         404: "There is no such model.",
+        408: "The body didn't come in time.",
         413: "The body is too long.",
         422: "A field is wrong.",
         429: "The queue is full; Retry-After says for how long.",

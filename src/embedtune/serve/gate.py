@@ -53,8 +53,13 @@ class Gate:
         finally:
             seconds = time.perf_counter() - started
             path = scope["path"] if scope["path"] in self.paths else "other"
-            self.metrics.observe_request(path, status, seconds)
-            log.info("%s %s %d %.1f ms", _name_method(scope), path, status, seconds * 1000)
+            note_request(self.metrics, _name_method(scope), path, status, seconds)
+
+
+def note_request(metrics: Metrics, method: str, path: str, status: int, seconds: float) -> None:
+    """Count a request and log it."""
+    metrics.observe_request(path, status, seconds)
+    log.info("%s %s %d %.1f ms", method, path, status, seconds * 1000)
 
 
 def _name_method(scope: Scope) -> str:

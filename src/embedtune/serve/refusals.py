@@ -50,3 +50,13 @@ class Refusal(Exception):
         return {
             "error": {"message": self.message, "type": kind, "param": self.param, "code": self.code},
         }
+
+
+def refuse_slow(part: str, seconds: float) -> Refusal:
+    """Return what a client is told whose request's head or body took longer than that to come."""
+    return Refusal(
+        408,
+        f"the request's {part} wasn't whole after {seconds:g} s: send it at once.",
+        code="too_slow",
+        headers={"Connection": "close"},
+    )

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from embedtune.data.lines import is_damaged
 from embedtune.errors import suggest_nearest
 from embedtune.serve.limits import Limits
 from embedtune.serve.models import ServedModel
-from embedtune.serve.refusals import Refusal
+from embedtune.serve.refusals import Refusal, refuse_slow
 
 _INPUT: dict[str, Any] = {
     "anyOf": [
@@ -76,9 +77,16 @@ async def read_body(request: Request, schema: type[Body], limits: Limits) -> Bod
     Raises
     ------
     Refusal
-        413 if it is too long, 400 if it isn't a JSON object in UTF-8, 422 if a field is wrong.
+        408 if it doesn't come in time, 413 if it is too long, 400 if it breaks off or isn't a JSON object in UTF-8, 422
+        if a field is wrong.
     """
-    raw = await _receive(request, limits.max_body_bytes)
+    try:
+        async with asyncio.timeout(limits.request_seconds):
+            raw = await _receive(request, limits.max_body_bytes)
+    except TimeoutError:
+        raise refuse_slow("body", limits.request_seconds) from None
+    except ClientDisconnect:
+        raise Refusal(400, "the body broke off.", code="incomplete_body") from None
     try:
         value = json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError:

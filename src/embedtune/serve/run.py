@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import os
 import signal
@@ -20,6 +21,7 @@ try:
 
     from embedtune.serve.app import make_app
     from embedtune.serve.batcher import Batcher
+    from embedtune.serve.connections import Connections
     from embedtune.serve.metrics import Metrics
     from embedtune.serve.models import load_models
 except ModuleNotFoundError as error:
@@ -33,6 +35,12 @@ KEY_NAME = "EMBEDTUNE_API_KEY"
 
 #: At the end, answers that are under way may take so many seconds.
 GRACE_SECONDS = 30
+
+#: Connections that the system may keep until they are accepted.
+BACKLOG = 2048
+
+#: Files that the server itself may have open: libraries, weights, the listener.
+_OWN_FILES = 256
 
 log = logging.getLogger(__name__)
 
@@ -97,11 +105,15 @@ def serve(
         If a bundle or its backbone can't be loaded.
     """
     limits, key = limits or Limits(), read_key()
+    allow_files(limits.max_connections + BACKLOG + _OWN_FILES)
     with bind_address(host, port) as listener:
         models = load_models(bundles, device=device, precision=precision)
         metrics = Metrics()
         batcher = Batcher(limits, metrics)
         server = make_server(make_app(models, batcher, metrics, key=key), batcher)
+        # What is loaded stays: no collection need walk it, neither between answers nor, for a second, at the end.
+        gc.collect()
+        gc.freeze()
         if key is None and not _is_loopback(host):
             log.warning("%s is reachable from elsewhere and no key is needed: set %s", host, KEY_NAME)
         port = listener.getsockname()[1]
@@ -120,10 +132,24 @@ def make_server(app: uvicorn.config.ASGIApplication, batcher: Batcher) -> Server
         log_level="warning",
         access_log=False,
         server_header=False,
+        http=Connections(batcher.limits, batcher.metrics),  # type: ignore[arg-type]
         ws="none",
+        backlog=BACKLOG,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
     return Server(config, batcher)
+
+
+def allow_files(n_files: int) -> None:
+    """Raise how many files the process may have open, a connection being one, as far as the system allows."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows has no such number
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = n_files if hard == resource.RLIM_INFINITY else min(n_files, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def read_key() -> str | None:
