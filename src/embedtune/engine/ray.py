@@ -13,6 +13,7 @@ import pickle
 import shutil
 import socket
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -151,7 +152,8 @@ class RayEngine:
             _Worker,
             fn_constructor_args=(_pack(make), setting),
             batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=self.n_workers),
+            # one at a time: the first actor to stand would take what the others could do
+            compute=ray.data.ActorPoolStrategy(size=self.n_workers, max_tasks_in_flight_per_actor=1),
             num_cpus=self._resources["CPU"],
             num_gpus=self._resources.get("GPU"),
         )
@@ -323,7 +325,11 @@ def _set_up_ray_data() -> Iterator[None]:
     for name in levels:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", module=r"ray\."
+            )  # that less work came than could be done together
+            yield
     finally:
         context.enable_progress_bars, context.target_max_block_size = before
         for name, level in levels.items():

@@ -120,7 +120,7 @@ def train_classifier(
     n_steps = len(sampler) * settings.epochs
     with hush_libraries():
         arguments = make_arguments(settings, folder, n_steps=n_steps, device=device, precision=precision)
-        last = checkpoints.find_last(folder)
+        last = find_group().ask_leader(lambda: checkpoints.find_last(folder))
         with track(description, n_steps, unit="steps") as bar:
             steering = Steering(
                 sampler,

@@ -83,7 +83,7 @@ def train_answers(
             gradient_checkpointing=settings.gradient_checkpointing,
             gradient_checkpointing_kwargs={"use_reentrant": False},
         )
-        last = checkpoints.find_last(folder)
+        last = find_group().ask_leader(lambda: checkpoints.find_last(folder))
         with track(description, n_steps, unit="steps") as bar:
             steering = Steering(sampler, folder, settings, evaluates=False, bar=bar, last=last)
             trainer = AnswerTrainer(
