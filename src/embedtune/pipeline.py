@@ -34,10 +34,9 @@ from embedtune.data.prepare import fingerprint, prepare_splits
 from embedtune.data.sources import load_dataset
 from embedtune.data.splits import Splits, write_splits
 from embedtune.embed.backbone import describe_backbone
-from embedtune.embed.checkpoints import hash_file
 from embedtune.embed.precision import resolve_device
 from embedtune.evaluate.cost import measure
-from embedtune.files import link_or_copy, replace_dir
+from embedtune.files import hash_file, link_or_copy, replace_dir
 from embedtune.finetune.search import search_settings
 from embedtune.finetune.settings import check_requirements
 from embedtune.finetune.train import fine_tune, resolve_training_precision
@@ -170,7 +169,7 @@ def finetune(run: TaskRun) -> None:
 
                 step = adapter_step(view.model, training, seed)
                 key = adapter_key(run, view, training, seed)
-                run.folder.run_step(step, key, compute, outputs=[adapter / "finetune.json"])
+                run.folder.run_step(step, key, compute, outputs=[adapter, adapter / "finetune.json"])
         release_trunks()
 
 
@@ -264,7 +263,10 @@ def fit(run: TaskRun) -> None:
             return {"seconds": cost.seconds, **cost.as_record(), **facts}
 
         log.info("%s: fitting %s", run.task, arm)
-        run.folder.run_step(f"fit.{arm}", arm_key(run, arm), compute, outputs=[predictions_path(run, arm)])
+        outputs = [predictions_path(run, arm)]
+        if arm not in UNKEPT:
+            outputs.append(arm_dir(run, arm) / "bundle.json")
+        run.folder.run_step(f"fit.{arm}", arm_key(run, arm), compute, outputs=outputs)
     if run.experiment.compare.probe_layers or list_scans(run):
         probe_layers(run, splits)
     list_suspects(run, splits)

@@ -15,7 +15,7 @@ from embedtune.data.splits import Splits, read_splits
 from embedtune.embed.checkpoints import name_model
 from embedtune.errors import DataError, RunFolderError
 from embedtune.evaluate.arms import ARMS
-from embedtune.runfolder import RunFolder, digest
+from embedtune.runfolder import RunFolder, check_outputs, digest
 
 #: Which parts' labels an arm's head is trained on.
 ARM_ROWS: Mapping[str, tuple[str, ...]] = {
@@ -85,6 +85,7 @@ class TaskRun:
     @property
     def splits(self) -> Splits:
         """The prepared rows."""
+        check_outputs(self.path, "data/splits.parquet")
         return read_splits(self.path / "data")
 
     def record(self, step: str, key: str | None = None) -> dict[str, Any]:
