@@ -540,7 +540,7 @@ def test_read_table_workbook_that_grows_is_refused(tmp_path: Path, monkeypatch: 
         ("digits.json", '[{"text": ' + "9" * 5000 + "}]", "a number of more digits"),
         (
             "wide.csv",
-            ",".join(f"c{n}" for n in range(10_001)) + "\n1",
+            ",".join(f"c{n}" for n in range(10_001)) + "\n" + "," * 10_000,
             "wide.csv has 10,001 columns, more than 10,000",
         ),
         (
