@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from embedtune.errors import RunFolderError
+from embedtune.errors import ResourceError, RunFolderError
 from embedtune.files import replace_dir, write_json
 from embedtune.runfolder import RunFolder, check_outputs, lock_folder
 
@@ -191,3 +191,19 @@ def test_replace_dir_keeps_the_old_folder_whole_until_the_new_one_is(
         (scratch / "a").write_text("new")
     assert seen == ["old", "new", "new"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    "told", ["Error while serializing: I/O error: File too large (os error 27)", "unexpected pos 128 vs 126"]
+)
+def test_failed_write_of_a_library_is_one_line(tmp_path: Path, told: str) -> None:
+    def fail() -> dict[str, int]:
+        raise RuntimeError(told)
+
+    folder = RunFolder(tmp_path / "run", identity="a")
+    with pytest.raises(ResourceError) as caught:
+        folder.run_step("s", "k", fail)
+    assert str(caught.value) == (
+        f"'{folder.path}' can't be written ({told}): see to its disk, and to limits on the size of files, and give the "
+        "same command again; what was finished is kept."
+    )

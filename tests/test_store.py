@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import store_writer
 from embedtune.cli import app
-from embedtune.embed import store_table
+from embedtune.embed import store_place, store_table
 from embedtune.embed.store import (
     EmbeddingStore,
     EmbeddingTable,
@@ -431,6 +431,40 @@ def test_repair_drops_fragments_commits_and_tables_that_can_not_be_read(
     assert store.repair()[-1].message == "the whole table"
     append(table, [0], (A,))
     assert_holds(table, [0], (A,))
+
+
+def test_repair_drops_lists_of_deleted_rows_that_are_damaged(
+    store: EmbeddingStore, table: EmbeddingTable
+) -> None:
+    """Lance would end the process over this one: it asks for as much memory as a damaged length says."""
+    append(table, [0, 1, 2], COLUMNS)
+    append(table, [3, 4], (A,))
+    append(table, [3], COLUMNS)
+    (path,) = Path(store.uri, DIGEST, "table.lance", "_deletions").iterdir()
+    data = bytearray(path.read_bytes())
+    data[455] ^= 0xE7
+    path.write_bytes(data)
+    fresh = EmbeddingStore(store.uri).table(KEY)
+    store_place._whole_deletions.clear()
+    with pytest.raises(StoreError, match=f"{path.name} is damaged"):
+        fresh.read(hash_numbers([0]), (A,))
+    assert "is damaged" in store.verify()[0].message
+    assert len(store.repair()) == 1
+    assert store.verify() == ()
+    append(table, [0, 1, 2, 3, 4], COLUMNS)
+    assert_holds(table, [0, 1, 2, 3, 4], COLUMNS)
+
+
+def test_repair_goes_back_before_a_commit_with_changed_columns(
+    store: EmbeddingStore, table: EmbeddingTable
+) -> None:
+    append(table, [0, 1, 2], (A,))
+    append(table, [3, 4], (A,))
+    manifest = min(Path(store.uri, DIGEST, "table.lance", "_versions").glob("*.manifest"))
+    manifest.write_bytes(manifest.read_bytes().replace(b"layer_01_mean", b"layer_0Z_mean"))
+    assert [problem.message for problem in store.verify()] == ["the table has columns that weren't stored"]
+    assert [dropped.message for dropped in store.repair()] == ["1 commits that can't be read"]
+    assert_holds(table, [0, 1, 2], (A,))
 
 
 def test_read_of_table_being_created_is_not_damage(store: EmbeddingStore, table: EmbeddingTable) -> None:

@@ -17,6 +17,9 @@ from embedtune.errors import EmbedtuneError, ResourceError
 
 _MESSAGE = re.compile(r"no space left|disk quota exceeded|os error (28|122)\b", re.IGNORECASE)
 
+#: How libraries tell that a file can't grow, or a write failed, for another reason; torch's is the second.
+_FAILED_WRITE = re.compile(r"os error (5|27|30)\b|unexpected pos \d+ vs \d+", re.IGNORECASE)
+
 #: torch says only that a write failed; with less than this left, in bytes, the disk is why.
 _NEXT_TO_NOTHING = 1 << 20
 
@@ -124,7 +127,9 @@ def is_disk_full(error: BaseException, folder: Path | None = None) -> bool:
         return True
     if _MESSAGE.search(str(error)):
         return True
-    failed_write = "write" in str(error) and folder is not None and folder.exists()
+    if folder is None or not folder.exists():
+        return False
+    failed_write = "write" in str(error) or _FAILED_WRITE.search(str(error)) is not None
     return failed_write and shutil.disk_usage(str(folder)).free < _NEXT_TO_NOTHING
 
 
@@ -141,7 +146,13 @@ def explain_full_disk(folder: Path) -> Iterator[None]:
     except EmbedtuneError:
         raise
     except Exception as error:  # safetensors and others raise kinds of their own
-        if not is_disk_full(error, folder):
+        is_full = is_disk_full(error, folder)
+        if not is_full and _FAILED_WRITE.search(str(error)):
+            raise ResourceError(
+                f"'{folder}' can't be written ({' '.join(str(error).split())}): see to its disk, and to limits on the "
+                "size of files, and give the same command again; what was finished is kept."
+            ) from error
+        if not is_full:
             raise
         raise ResourceError(
             f"the disk of '{folder}' is full: free some space and give the same command again; "

@@ -9,7 +9,7 @@ import numpy as np
 
 from embedtune.embed.store_key import StoreKey
 from embedtune.embed.store_place import Place, explain_storage_errors, import_lance, is_panic, shorten
-from embedtune.embed.store_rows import find_whole, read_widths, to_matrix
+from embedtune.embed.store_rows import find_whole, has_known_columns, read_widths, to_matrix
 from embedtune.errors import StoreError
 
 READ_ROWS = 4_096
@@ -49,6 +49,8 @@ def check_table(place: Place) -> tuple[str, ...]:
         return (*problems, f"the table can't be opened ({shorten(error.__cause__ or error)})")
     if dataset is None:
         return (*problems, "there is no table")
+    if not has_known_columns(dataset):
+        return (*problems, "the table has columns that weren't stored")
     return (*problems, *_find_damage(place, dataset).problems)
 
 
@@ -66,6 +68,8 @@ def repair_table(place: Place) -> tuple[str, ...]:
     import_lance()
     with explain_storage_errors(place), place.lock():
         told = []
+        for name in place.list_damaged_deletions():
+            place.delete_deletions(name)
         if n_commits := _drop_unreadable_versions(place):
             told.append(f"{n_commits} commits that can't be read")
         dataset = place.open()
@@ -124,6 +128,7 @@ def _check_fragment(
     hashes: list[bytes] = []
     addresses: list[int] = []
     bad: list[str] = []
+    fragment.validate()
     scanner = dataset.scanner(fragments=[fragment], with_row_address=True, batch_size=READ_ROWS)
     for batch in scanner.to_batches():
         texts = batch["hash"].to_pylist()
@@ -151,10 +156,11 @@ def _drop_unreadable_versions(place: Place) -> int:
         if manifest is not None:
             place.delete_manifest(manifest)
         try:
-            place.open()
+            dataset = place.open()
         except StoreError:
             continue
-        return n_dropped
+        if dataset is None or has_known_columns(dataset):
+            return n_dropped
     return 0
 
 

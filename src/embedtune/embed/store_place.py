@@ -18,6 +18,11 @@ from embedtune.files import is_disk_full
 LOCK_TIMEOUT = 600.0  # seconds; an append takes well under one
 TOUCH_AFTER = timedelta(minutes=10)
 
+#: What reading a damaged table raises.
+_DAMAGE = (OSError, ValueError, RuntimeError, LookupError)
+
+_whole_deletions: set[str] = set()
+
 
 def import_lance() -> Any:
     """Return the module `lance`, which is imported nowhere before it is needed."""
@@ -72,7 +77,11 @@ class Place:
         lance = import_lance()
         for n_left in (2, 1, 0):
             try:
-                return lance.dataset(self.table_uri)
+                if damaged := self.list_damaged_deletions():
+                    raise ValueError(f"{damaged[0]} is damaged")
+                dataset = lance.dataset(self.table_uri)
+                dataset.schema  # noqa: B018 which may be what is damaged
+                return dataset
             except BaseException as error:
                 if not isinstance(error, Exception) and not is_panic(error):
                     raise
@@ -193,6 +202,33 @@ class Place:
         found = filesystem.get_file_info(selector)
         return sorted(info.base_name for info in found if info.extension == "manifest")
 
+    def list_damaged_deletions(self) -> list[str]:
+        """Return the lists of deleted rows that aren't Arrow files: Lance would end the process over one.
+
+        Each is read once per process: their names aren't used again.
+        """
+        import pyarrow as pa
+
+        if not self.is_local:
+            return []
+        damaged = []
+        for path in sorted(Path(self.uri, "table.lance", "_deletions").glob("*.arrow")):
+            if str(path) in _whole_deletions:
+                continue
+            try:
+                pa.ipc.open_file(pa.py_buffer(path.read_bytes())).read_all().validate(full=True)
+            except FileNotFoundError:
+                continue  # Cleaned up in the meantime.
+            except (pa.ArrowException, OSError, ValueError, MemoryError):
+                damaged.append(path.name)
+            else:
+                _whole_deletions.add(str(path))
+        return damaged
+
+    def delete_deletions(self, name: str) -> None:
+        """Delete a list of deleted rows: its fragment can then not be read."""
+        Path(self.uri, "table.lance", "_deletions", name).unlink()
+
     def delete_manifest(self, name: str) -> None:
         """Delete a commit's file, as if the commit hadn't been made."""
         filesystem, folder = open_filesystem(self.uri)
@@ -243,7 +279,7 @@ def explain_storage_errors(place: Place) -> Iterator[None]:
     except EmbedtuneError:
         raise
     except BaseException as error:
-        if not isinstance(error, OSError | ValueError | RuntimeError) and not is_panic(error):
+        if not isinstance(error, _DAMAGE) and not is_panic(error):
             raise
         if is_disk_full(error):
             raise ResourceError(

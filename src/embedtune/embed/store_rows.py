@@ -137,6 +137,13 @@ def read_widths(dataset: Any) -> dict[str, int]:
     }
 
 
+def has_known_columns(dataset: Any) -> bool:
+    """Tell whether a table has no columns but those that are made here."""
+    return len(read_widths(dataset)) + 2 == len(dataset.schema) and {"hash", "held"} <= set(
+        dataset.schema.names
+    )
+
+
 def make_rows(asked: Any, vectors: Mapping[str, Vectors], holds: Mapping[str, Mask]) -> Any:
     """Make a table of rows where ``vectors[c][i]`` counts if ``holds[c][i]``, and is null otherwise.
 
