@@ -17,6 +17,7 @@ from embedtune.embed.backbone import describe_backbone, load_backbone, resolve_l
 from embedtune.embed.hidden import find_stack, read_hidden
 from embedtune.embed.loading import explain
 from embedtune.errors import BackboneError, MissingExtraError
+from embedtune.files import write_sealed
 from tiny_models import build_tiny_bert
 
 MINILM = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -415,7 +416,7 @@ def test_adapter_of_another_model_is_refused(tmp_path: Path, tiny_bert: Path, ti
     assert str(other.value) == (
         f"the adapter in '{tmp_path}' does not fit '{tiny_llama.name}': give the model that it was trained on."
     )
-    (tmp_path / "finetune.json").write_text(json.dumps({"weights_hash": "a" * 64}))
+    write_sealed(tmp_path / "finetune.json", {"weights_hash": "a" * 64})
     found = describe_backbone(tiny_bert).weights_hash
     with pytest.raises(BackboneError) as weights:
         describe_backbone(tiny_bert, adapter=tmp_path)

@@ -19,6 +19,7 @@ from embedtune import (
     load_bundle,
 )
 from embedtune.errors import BackboneError, BundleError, EmbedtuneError
+from embedtune.files import hash_file, read_sealed, write_sealed
 from embedtune.finetune.train import fine_tune
 from test_classifier import LABELS, TEXTS
 from tiny_models import build_tiny_bert
@@ -47,7 +48,7 @@ def fail(bundle: Path) -> str:
 
 def edit(bundle: Path, **changes: object) -> None:
     path = bundle / "bundle.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    write_sealed(path, {**read_sealed(path), **changes})
 
 
 def test_manifest_tells_labels_views_and_notes(bundle: Path) -> None:
@@ -114,9 +115,13 @@ def test_damaged_manifest_is_refused(bundle: Path) -> None:
     assert fail(bundle) == f"{bundle / 'bundle.json'} is damaged: copy the bundle again."
 
 
-def test_type_outside_the_short_list_is_refused(bundle: Path) -> None:
-    from embedtune.embed.checkpoints import hash_file
+def test_changed_manifest_is_refused(bundle: Path) -> None:
+    path = bundle / "bundle.json"
+    path.write_text(path.read_text().replace('"up"', '"uq"'))
+    assert fail(bundle) == f"{path} is damaged: copy the bundle again."
 
+
+def test_type_outside_the_short_list_is_refused(bundle: Path) -> None:
     skops.io.dump(Evil(), bundle / "head.skops")
     files = json.loads((bundle / "bundle.json").read_text())["files"]
     edit(bundle, files={**files, "head.skops": hash_file(bundle / "head.skops")})
@@ -125,8 +130,6 @@ def test_type_outside_the_short_list_is_refused(bundle: Path) -> None:
 
 def relist(bundle: Path, **files: str) -> None:
     """Put names in the manifest with the hash of what lies there now."""
-    from embedtune.embed.checkpoints import hash_file
-
     listed = json.loads((bundle / "bundle.json").read_text())["files"]
     edit(bundle, files={**listed, **{name: hash_file(bundle / name) for name in files.values()}})
 

@@ -334,3 +334,11 @@ def test_cross_fitted_arm_refuses_heads_trained_on_test_rows() -> None:
         "1 problem in here: fit.train_rows is 'test' and compare.arms has 'tuned+', whose head is trained on the rows "
         "that its backbones are cross-fitted on: leave tuned+ out, or set fit.train_rows to own."
     )
+
+
+@pytest.mark.parametrize("text", ["a: &a [1]\nb: *a", "a: &a {b: *a}", "[" * 3000, "a: 2024-99-99"])
+def test_yaml_that_stands_for_more_than_it_says_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match="is not valid YAML"):
+        read_recipe(str(path))

@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 import torch
 
+from embedtune.embed.backbone import describe_backbone
 from embedtune.embed.encoder import TransformerEncoder
 from embedtune.embed.tokens import pick_pad_id, tokenize
 from embedtune.errors import BackboneError, BundleError, ConfigError, DataError, RunFolderError
+from embedtune.files import read_sealed, write_sealed
 from embedtune.finetune import loop, train
 from embedtune.finetune.saved import FineTuned, read_finetuned
 from embedtune.finetune.train import fine_tune, resolve_training_precision
@@ -385,7 +387,12 @@ def spoil_head(folder: Path) -> None:
 
 def spoil_schema(folder: Path) -> None:
     path = folder / "finetune.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 99}))
+    write_sealed(path, {**read_sealed(path), "schema": 99})
+
+
+def spoil_labels(folder: Path) -> None:
+    path = folder / "finetune.json"
+    path.write_text(path.read_text().replace('"up"', '"uq"'))
 
 
 @pytest.mark.parametrize(
@@ -399,6 +406,7 @@ def spoil_schema(folder: Path) -> None:
         (lambda folder: (folder / "head.safetensors").unlink(), "has sha256 no file, finetune.json says"),
         (spoil_schema, "was written with schema 99, this version reads up to 1: upgrade embedtune."),
         (lambda folder: (folder / "finetune.json").write_text("{"), "finetune.json' is damaged"),
+        (spoil_labels, "is damaged (its contents don't agree with its sha256): fine-tune again."),
     ],
 )
 def test_read_finetuned_refuses_what_fine_tune_did_not_leave(
@@ -426,3 +434,21 @@ def test_fine_tune_in_bfloat16_keeps_float32_weights(tiny_bert: Path, tmp_path: 
     weights = load_file(found.path / "model.safetensors")
     assert {array.dtype for array in weights.values() if array.dtype.kind == "f"} == {np.dtype(np.float32)}
     assert np.isfinite(found.head_weight).all()
+
+
+def test_changed_weights_are_refused_by_readers_and_trained_again_where_they_may_be_replaced(
+    tiny_bert: Path, tmp_path: Path
+) -> None:
+    found = tune(tiny_bert, tmp_path / "out")
+    path = found.path / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(BackboneError) as caught:
+        describe_backbone(tiny_bert, adapter=found.path)
+    assert (
+        str(caught.value) == f"the weights in '{found.path}' aren't those that were written: fine-tune again."
+    )
+    with pytest.raises(BundleError, match="delete it and fine-tune again"):
+        tune(tiny_bert, tmp_path / "out")
+    tune(tiny_bert, tmp_path / "out", replace=True)
+    assert path.read_bytes() == whole

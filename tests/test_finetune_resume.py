@@ -181,3 +181,21 @@ def test_has_stalled_counts_evaluations_since_the_best() -> None:
     assert not checkpoints.has_stalled(epochs, patience=3)
     assert not checkpoints.has_stalled(epochs, patience=None)
     assert not checkpoints.has_stalled([], patience=1)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.pt", "trainer_state.json", "ready.json"])
+def test_fine_tune_with_a_changed_checkpoint_begins_anew(
+    name: str, tiny_bert: Path, tmp_path: Path, finish: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    order = {"model": str(tiny_bert), "settings": THREE_EPOCHS}
+    undisturbed = finish({**order, "output_dir": str(tmp_path / "undisturbed")})
+    killed = tmp_path / "killed"
+    kill = {"at": "delete", "call": 2}
+    assert run_child({**order, "output_dir": str(killed), "kill": kill}) == -signal.SIGKILL
+    path = max((killed / "checkpoints").glob(f"checkpoint-*/{name}"))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    finish({**order, "output_dir": str(killed)})
+    assert f"{path.parent} is not as it was written: the training begins anew" in caplog.messages
+    assert read_results(killed) == read_results(undisturbed)

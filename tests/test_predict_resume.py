@@ -288,3 +288,23 @@ def test_memory_stays_flat_over_200_000_rows(bundle: Path, tmp_path: Path, exten
     assert found[::2] == ["20000", "200000"]
     small, large = int(found[1]), int(found[3])
     assert large - small < 150 << 20
+
+
+@pytest.mark.parametrize("name", ["00000-000000.arrow", "00000-000001.jsonl"])
+def test_changed_byte_of_a_part_is_one_line(
+    name: str, bundle: Path, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "WINDOW_TEXTS", 8)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(Stopped):
+            predict_file(bundle, source, tmp_path / "out.csv")
+    folder = tmp_path / "out.csv.partial"
+    part = min(folder.glob(f"*{Path(name).suffix}"))
+    data = bytearray(part.read_bytes())
+    data[len(data) // 3] ^= 1
+    part.write_bytes(data)
+    with pytest.raises(DataError) as told:
+        predict_file(bundle, source, tmp_path / "out.csv")
+    assert str(told.value) == f"{part} is damaged: delete {folder}, and give the command again."
+    assert not (tmp_path / "out.csv").exists()

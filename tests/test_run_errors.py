@@ -12,6 +12,7 @@ import safetensors
 from typer.testing import CliRunner
 
 from embedtune.cli import app
+from embedtune.files import read_sealed, write_sealed
 from run_cases import write_recipe, write_rows
 
 GOOD = "".join(f"sales {i} rose,up\nsales {i} fell,down\n" for i in range(12))
@@ -146,7 +147,7 @@ def test_changed_and_newer_bundles_are_refused(tiny: Path, tmp_path: Path) -> No
     rows, output = tmp_path / "moves.csv", tmp_path / "out.csv"
     facts = out / "bundle" / "bundle.json"
     kept = facts.read_text()
-    facts.write_text(json.dumps({**json.loads(kept), "schema": 99}))
+    write_sealed(facts, {**read_sealed(facts), "schema": 99})
     assert "99" in refuse("predict", out / "bundle", rows, "-o", output)
     facts.write_text(kept)
     changed = max(

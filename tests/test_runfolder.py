@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from embedtune.errors import RunFolderError
+from embedtune.errors import ResourceError, RunFolderError
 from embedtune.files import replace_dir, write_json
-from embedtune.runfolder import RunFolder, lock_folder
+from embedtune.runfolder import RunFolder, check_outputs, lock_folder
 
 
 def test_run_step_with_the_same_key_is_not_done_again(tmp_path: Path) -> None:
@@ -128,3 +130,80 @@ def test_replace_dir_that_fails_keeps_the_old_folder(tmp_path: Path) -> None:
         raise RuntimeError("stopped")
     assert (path / "a").read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_run_step_with_a_changed_output_is_done_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = RunFolder(tmp_path / "run", identity="a")
+    output = tmp_path / "run" / "data" / "out.txt"
+
+    def compute() -> dict[str, str]:
+        output.parent.mkdir(exist_ok=True)
+        output.write_text("x")
+        return {}
+
+    folder.run_step("s", "k", compute, outputs=[output.parent])
+    check_outputs(folder.path, "data/out.txt", "data/other.txt")
+    output.write_text("y")
+    with pytest.raises(RunFolderError) as caught:
+        check_outputs(folder.path, "data/out.txt")
+    assert str(caught.value) == (
+        f"{output} is not the file that was written: give the command of the whole run again, which makes it anew."
+    )
+    folder.run_step("s", "k", compute, outputs=[output.parent])
+    assert output.read_text() == "x"
+    assert caplog.messages == [f"{output} is not the file that was written: it is made again"]
+
+
+@pytest.mark.parametrize("damage", [b'{"n": 2', b'{"n": 1', b"\xff"])
+def test_changed_record_counts_as_none(tmp_path: Path, damage: bytes) -> None:
+    folder = RunFolder(tmp_path / "run", identity="a")
+    folder.run_step("s", "k", lambda: {"n": 1})
+    (path,) = (tmp_path / "run" / ".state").glob("s.json")
+    path.write_bytes(path.read_bytes().replace(b'"n": 1', damage))
+    assert folder.read_record("s") is None
+    assert folder.run_step("s", "k", lambda: {"n": 1}) == {"n": 1}
+
+
+def test_damaged_identity_is_one_line(tmp_path: Path) -> None:
+    RunFolder(tmp_path / "run", identity="a").run_step("s", "k", dict)
+    path = tmp_path / "run" / ".state" / "identity.json"
+    path.write_text("{")
+    with pytest.raises(RunFolderError, match="delete that file and give the command again"):
+        RunFolder(tmp_path / "run", identity="a")
+
+
+def test_replace_dir_keeps_the_old_folder_whole_until_the_new_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").write_text("old")
+    seen: list[str] = []
+    delete = shutil.rmtree
+
+    def look(path: Path, **options: Any) -> None:
+        seen.append((tmp_path / "out" / "a").read_text())
+        delete(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", look)
+    with replace_dir(tmp_path / "out") as scratch:
+        (scratch / "a").write_text("new")
+    assert seen == ["old", "new", "new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    "told", ["Error while serializing: I/O error: File too large (os error 27)", "unexpected pos 128 vs 126"]
+)
+def test_failed_write_of_a_library_is_one_line(tmp_path: Path, told: str) -> None:
+    def fail() -> dict[str, int]:
+        raise RuntimeError(told)
+
+    folder = RunFolder(tmp_path / "run", identity="a")
+    with pytest.raises(ResourceError) as caught:
+        folder.run_step("s", "k", fail)
+    assert str(caught.value) == (
+        f"'{folder.path}' can't be written ({told}): see to its disk, and to limits on the size of files, and give the "
+        "same command again; what was finished is kept."
+    )

@@ -501,3 +501,93 @@ def test_load_dataset_hundred_thousand_rows_take_seconds(tmp_path: Path) -> None
     start = time.perf_counter()
     assert len(load_dataset(path)) == 100_000
     assert time.perf_counter() - start < 10
+
+
+def test_read_table_damaged_workbook_is_one_line(tmp_path: Path) -> None:
+    path = write_frame(tmp_path / "rows.xlsx", pd.DataFrame({"text": ["a\u0301"], "label": ["up"]}))
+    data = path.read_bytes()
+    told = set()
+    for place in range(40, len(data), 97):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 85]) + data[place + 1 :])
+        try:
+            read_table(path)
+        except DataError as error:
+            told.add(str(error)[:38])
+    assert told == {"rows.xlsx isn't an Excel workbook: Fil", *told}
+    assert all(line.startswith("rows.xlsx ") for line in told)
+
+
+def test_read_table_workbook_that_grows_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embedtune.data.tables.MAX_WORKBOOK_BYTES", 1000)
+    path = write_frame(tmp_path / "rows.xlsx", pd.DataFrame({"text": ["a"], "label": ["up"]}))
+    assert "rows.xlsx unpacks to " in refuse(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "deep.json",
+            "[" * 100_000,
+            "a number of more digits, or more nesting, than",
+        ),
+        ("deep.json", '[{"text": ' + "[" * 200 + "]" * 200 + "}]", "more nesting, than can be read)."),
+        (
+            "deep.jsonl",
+            '{"text": ' + "[" * 200 + "]" * 200 + "}",
+            "more nesting, than can be read): give one object",
+        ),
+        ("digits.json", '[{"text": ' + "9" * 5000 + "}]", "a number of more digits"),
+        (
+            "wide.csv",
+            ",".join(f"c{n}" for n in range(10_001)) + "\n" + "," * 10_000,
+            "wide.csv has 10,001 columns, more than 10,000",
+        ),
+        (
+            "wide.jsonl",
+            "\n".join(f'{{"c{n}": 1}}' for n in range(10_001)),
+            "has 10,001 columns, more than 10,000",
+        ),
+    ],
+)
+def test_read_table_deep_and_wide_files_are_one_line(
+    tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    assert message in refuse(write(tmp_path / name, content))
+
+
+@pytest.mark.parametrize("told", ["{", "[]", '{"info": 3}', '{"info": {"features": []}}'])
+def test_read_table_strange_metadata_is_passed_over(tmp_path: Path, told: str) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({"text": ["a"], "label": ["up"]}).replace_schema_metadata({"huggingface": told})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    assert read_table(tmp_path / "rows.parquet")["label"].tolist() == ["up"]
+
+
+@pytest.mark.parametrize("reads", ["table", "stream"])
+def test_arrow_offsets_that_lead_out_of_the_file_are_refused(tmp_path: Path, reads: str) -> None:
+    import pyarrow as pa
+
+    from embedtune.data.places import find_place
+    from embedtune.data.stream import open_table
+
+    values = pa.py_buffer(b"abcdef")
+    offsets = pa.py_buffer(b"".join(n.to_bytes(4, "little") for n in (0, 1 << 30, 6)))
+    text = pa.StringArray.from_buffers(2, offsets, values)
+    path = tmp_path / "rows.arrow"
+    with (
+        pa.OSFile(str(path), "wb") as sink,
+        pa.ipc.new_file(sink, pa.schema([("text", pa.string())])) as writer,
+    ):
+        writer.write_batch(pa.record_batch([text], names=["text"]))
+    with pytest.raises(DataError, match=r"rows\.arrow isn.t an? Arrow file"):
+        if reads == "table":
+            read_table(path)
+        else:
+            list(open_table(find_place(path), piece_rows=4).read())
+
+
+def test_error_shows_control_characters_by_their_escapes(tmp_path: Path) -> None:
+    assert str(DataError("a\n  b \x1b[31m\u202e\ud800 \u00e9")) == "a b \\x1b[31m\\u202e\\ud800 \u00e9"

@@ -36,6 +36,7 @@ from embedtune.plan import (
 )
 from embedtune.predictions import read_predicted, read_predictions
 from embedtune.results import compare_with_prompting, describe_environment, sum_costs
+from embedtune.runfolder import check_outputs
 from embedtune.scan import read_embed_cost
 from embedtune.suspects import STEP as SUSPECTS_STEP
 from embedtune.tables import write_test_table, write_validation_table
@@ -62,6 +63,7 @@ def write_results(run: TaskRun) -> dict[str, Any]:
     y, groups = splits.codes[test], np.asarray(splits.groups)[test]
     for arm in arms:
         run.record(f"fit.{arm}", arm_key(run, arm))
+    check_outputs(run.path, *(predictions_path(run, arm).relative_to(run.path).as_posix() for arm in arms))
     probabilities: dict[str, Any] = {
         arm: read_predictions(predictions_path(run, arm), splits) for arm in arms
     }

@@ -19,11 +19,22 @@ A message is one line: what is wrong, the value given, what is allowed, what to 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+#: Ends of lines, what terminals obey, what turns the direction of writing, lone surrogates.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class EmbedtuneError(Exception):
-    """Anything a user can put right; the command line prints it as one line and exits with 2."""
+    """Anything a user can put right; the command line prints it as one line and exits with 2.
+
+    Control characters of what was given are shown by their escapes.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        lines = re.sub(r"\s*\n\s*", " ", str(message))
+        super().__init__(_CONTROLS.sub(lambda found: ascii(found[0])[1:-1], lines))
 
 
 class ConfigError(EmbedtuneError, ValueError):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,14 @@ from embedtune.errors import EmbedtuneError, ResourceError
 
 _MESSAGE = re.compile(r"no space left|disk quota exceeded|os error (28|122)\b", re.IGNORECASE)
 
+#: How libraries tell that a file can't grow, or a write failed, for another reason; torch's is the second.
+_FAILED_WRITE = re.compile(r"os error (5|27|30)\b|unexpected pos \d+ vs \d+", re.IGNORECASE)
+
 #: torch says only that a write failed; with less than this left, in bytes, the disk is why.
 _NEXT_TO_NOTHING = 1 << 20
+
+_SEAL = "sha256"
+_hashes: dict[tuple[str, int, int], str] = {}
 
 
 @contextmanager
@@ -48,16 +55,60 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a mapping as JSON with its own hash, so that `read_sealed` notices a change of a single byte."""
+    write_json(path, {**value, _SEAL: _hash_value(value)})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read what `write_sealed` wrote.
+
+    Raises
+    ------
+    FileNotFoundError
+    ValueError
+        If it is anything else.
+    """
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise ValueError("it isn't a JSON object")
+    sealed = value.pop(_SEAL, None)
+    if sealed != _hash_value(value):
+        raise ValueError("its contents don't agree with its sha256")
+    return value
+
+
+def _hash_value(value: Mapping[str, Any]) -> str:
+    as_read = json.loads(json.dumps(value))  # keys that were numbers sort otherwise
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """Return a file's sha256, computed once per process as long as its size and time stamp stay."""
+    stat = path.stat()
+    key = (str(path.resolve()), stat.st_mtime_ns, stat.st_size)
+    if key not in _hashes:
+        with path.open("rb") as file:
+            _hashes[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _hashes[key]
+
+
 @contextmanager
 def replace_dir(path: Path) -> Iterator[Path]:
-    """Fill a temporary folder that takes `path`'s place when the block ends well."""
+    """Fill a temporary folder that takes `path`'s place when the block ends well.
+
+    The old folder is moved aside, whole, before the new one takes its name, and only then deleted.
+    """
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    old = path.with_name(f".{path.name}.old")
     scratch.mkdir(parents=True)
     try:
         yield scratch
         if path.exists():
-            shutil.rmtree(path)
+            shutil.rmtree(old, ignore_errors=True)
+            path.replace(old)
         scratch.replace(path)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -76,7 +127,9 @@ def is_disk_full(error: BaseException, folder: Path | None = None) -> bool:
         return True
     if _MESSAGE.search(str(error)):
         return True
-    failed_write = "write" in str(error) and folder is not None and folder.exists()
+    if folder is None or not folder.exists():
+        return False
+    failed_write = "write" in str(error) or _FAILED_WRITE.search(str(error)) is not None
     return failed_write and shutil.disk_usage(str(folder)).free < _NEXT_TO_NOTHING
 
 
@@ -93,7 +146,13 @@ def explain_full_disk(folder: Path) -> Iterator[None]:
     except EmbedtuneError:
         raise
     except Exception as error:  # safetensors and others raise kinds of their own
-        if not is_disk_full(error, folder):
+        is_full = is_disk_full(error, folder)
+        if not is_full and _FAILED_WRITE.search(str(error)):
+            raise ResourceError(
+                f"'{folder}' can't be written ({' '.join(str(error).split())}): see to its disk, and to limits on the "
+                "size of files, and give the same command again; what was finished is kept."
+            ) from error
+        if not is_full:
             raise
         raise ResourceError(
             f"the disk of '{folder}' is full: free some space and give the same command again; "

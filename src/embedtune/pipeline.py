@@ -35,11 +35,10 @@ from embedtune.data.prepare import fingerprint, prepare_splits
 from embedtune.data.sources import load_dataset
 from embedtune.data.splits import Splits, write_splits
 from embedtune.embed.backbone import describe_backbone
-from embedtune.embed.checkpoints import hash_file
 from embedtune.embed.precision import resolve_device
 from embedtune.embed.spread import spread_texts
 from embedtune.evaluate.cost import Cost, measure
-from embedtune.files import explain_full_disk, link_or_copy, replace_dir
+from embedtune.files import explain_full_disk, hash_file, link_or_copy, replace_dir
 from embedtune.finetune.search import search_settings
 from embedtune.finetune.settings import check_requirements
 from embedtune.finetune.train import fine_tune, resolve_training_precision
@@ -179,7 +178,8 @@ class _TuningJob(NamedTuple):
 
     @property
     def outputs(self) -> list[Path]:
-        return [self.arguments["output_dir"] / "finetune.json"]
+        adapter = self.arguments["output_dir"]
+        return [adapter, adapter / "finetune.json"]
 
 
 def _choose_rows(
@@ -302,7 +302,10 @@ def fit(run: TaskRun) -> None:
             return {"seconds": cost.seconds, **cost.as_record(), **facts}
 
         log.info("%s: fitting %s", run.task, arm)
-        run.folder.run_step(f"fit.{arm}", arm_key(run, arm), compute, outputs=[predictions_path(run, arm)])
+        outputs = [predictions_path(run, arm)]
+        if arm not in UNKEPT:
+            outputs.append(arm_dir(run, arm) / "bundle.json")
+        run.folder.run_step(f"fit.{arm}", arm_key(run, arm), compute, outputs=outputs)
     if run.experiment.compare.probe_layers or list_scans(run):
         probe_layers(run, splits)
     list_suspects(run, splits)

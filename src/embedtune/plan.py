@@ -17,7 +17,7 @@ from embedtune.embed.checkpoints import name_model
 from embedtune.engine import Engine, LocalEngine
 from embedtune.errors import DataError, RunFolderError
 from embedtune.evaluate.arms import ARMS
-from embedtune.runfolder import RunFolder, digest
+from embedtune.runfolder import RunFolder, check_outputs, digest
 from embedtune.trackers import Link, open_links
 
 #: Which parts' labels an arm's head is trained on.
@@ -89,6 +89,7 @@ class TaskRun:
     @property
     def splits(self) -> Splits:
         """The prepared rows."""
+        check_outputs(self.path, "data/splits.parquet")
         return read_splits(self.path / "data")
 
     @cached_property

@@ -158,7 +158,7 @@ def read_override(text: str) -> tuple[str, Any]:
     if not equals or not re.fullmatch(r"[\w.+-]+", key):
         raise ConfigError(f"'{text}' is not a setting: write key=value, for example finetune.epochs=3.")
     try:
-        return key, _number(yaml.safe_load(value))
+        return key, _number(_parse_yaml(value))
     except yaml.YAMLError:
         raise ConfigError(f"can't read the value of {key}: '{value}' is not YAML. Quote it.") from None
 
@@ -249,9 +249,25 @@ def _overlap(key: str, other: str) -> bool:
     return key == other or key.startswith(f"{other}.") or other.startswith(f"{key}.")
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads no aliases: a few lines of them stand for more than memory holds, or for themselves."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases, as in *name, aren't read here")
+        return super().compose_node(parent, index)
+
+
+def _parse_yaml(text: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except (RecursionError, ValueError) as error:  # nesting; dates and numbers that are none
+        raise yaml.YAMLError(str(error)) from error
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = _parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"can't read {path}: {error.strerror}. Give the path of a YAML file.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

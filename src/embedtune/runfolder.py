@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from embedtune.errors import RunFolderError
-from embedtune.files import explain_full_disk, write_json
+from embedtune.files import explain_full_disk, hash_file, read_sealed, write_sealed
+
+log = logging.getLogger(__name__)
 
 _STATE = ".state"
 
@@ -49,6 +52,33 @@ def lock_folder(path: Path) -> Iterator[None]:
         lock.release()
 
 
+def check_outputs(path: Path, *names: str) -> None:
+    """Check that files of a run folder are those that its finished steps wrote; what isn't there isn't checked.
+
+    Raises
+    ------
+    RunFolderError
+        If one has changed.
+    """
+    for record_path in sorted((path / _STATE).glob("*.json")):
+        try:
+            written = read_sealed(record_path).get("files", {})
+        except ValueError:
+            continue  # The step counts as not done.
+        for name in sorted(written.keys() & set(names)):
+            if (path / name).is_file() and hash_file(path / name) != written[name]:
+                raise RunFolderError(
+                    f"{path / name} is not the file that was written: give the command of the whole run again, "
+                    "which makes it anew."
+                )
+
+
+def _list_files(outputs: Sequence[Path]) -> Iterator[Path]:
+    for output in outputs:
+        inside = sorted(output.iterdir()) if output.is_dir() else [output]
+        yield from (path for path in inside if path.is_file() and not path.name.startswith("."))
+
+
 class RunFolder:
     """A folder holding one task's run.
 
@@ -76,7 +106,13 @@ class RunFolder:
         if path.is_dir() and not (path / _STATE).is_dir() and any(path.iterdir()):
             raise RunFolderError(f"{path} is not empty and holds no run: choose another --out, or empty it.")
         if stamp.exists():
-            held = json.loads(stamp.read_text(encoding="utf-8"))["identity"]
+            try:
+                held = read_sealed(stamp)["identity"]
+            except ValueError as error:
+                raise RunFolderError(
+                    f"{stamp} is damaged ({error}): if {path} is of {identity}, delete that file and give the "
+                    "command again."
+                ) from error
             if held != identity:
                 raise RunFolderError(
                     f"{path} holds another experiment ({held}), and this is {identity}: "
@@ -85,17 +121,20 @@ class RunFolder:
         (path / _STATE).mkdir(parents=True, exist_ok=True)
 
     def read_record(self, step: str) -> dict[str, Any] | None:
-        """Return what `step` recorded when it last finished, whatever its key, or None."""
+        """Return what `step` recorded when it last finished, whatever its key, or None; a damaged record is none."""
         try:
-            record: dict[str, Any] = json.loads(self._record_path(step).read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
+            return read_sealed(self._record_path(step))
+        except (FileNotFoundError, ValueError):
             return None
-        return record
 
     def read_result(self, step: str, key: str, *, outputs: Sequence[Path] = ()) -> dict[str, Any] | None:
         """Return what `step` recorded if its `key` and `outputs` still stand, or None."""
         record = self.read_record(step)
         if record is None or record["key"] != key or not all(path.exists() for path in outputs):
+            return None
+        changed = [name for name, written in record["files"].items() if self._hash(name) != written]
+        if changed:
+            log.warning("%s is not the file that was written: it is made again", self.path / changed[0])
             return None
         result: dict[str, Any] = record["result"]
         return result
@@ -104,6 +143,13 @@ class RunFolder:
         self, step: str, key: str, compute: Callable[[], dict[str, Any]], *, outputs: Sequence[Path] = ()
     ) -> dict[str, Any]:
         """Return `step`'s result: the recorded one when `key` and `outputs` still stand, else a newly computed one.
+
+        Parameters
+        ----------
+        step, key : str
+        compute : callable
+        outputs : sequence of Path
+            Files that it writes, inside the folder; a folder stands for the files in it.
 
         Raises
         ------
@@ -117,7 +163,8 @@ class RunFolder:
         with explain_full_disk(self.path):
             result = compute()
             self._claim()
-            write_json(self._record_path(step), {"key": key, "result": result})
+            files = {path.relative_to(self.path).as_posix(): hash_file(path) for path in _list_files(outputs)}
+            write_sealed(self._record_path(step), {"key": key, "result": result, "files": files})
         return result
 
     @property
@@ -125,11 +172,14 @@ class RunFolder:
         """A folder for files that are needed meanwhile."""
         return self.path / _STATE / "scratch"
 
+    def _hash(self, name: str) -> str | None:
+        return hash_file(self.path / name) if (self.path / name).is_file() else None
+
     def _claim(self) -> None:
         if self.inside is not None:
             self.inside._claim()
         if not self._identity_path.exists():
-            write_json(self._identity_path, {"identity": self.identity})
+            write_sealed(self._identity_path, {"identity": self.identity})
 
     @property
     def _identity_path(self) -> Path:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from embedtune import __version__
 from embedtune.assemble import list_tuning_arguments
 from embedtune.config import TransformerView, dump_experiment
-from embedtune.embed.checkpoints import hash_file
+from embedtune.files import hash_file
 from embedtune.finetune.folder import LOGS
 from embedtune.plan import (
     TaskRun,

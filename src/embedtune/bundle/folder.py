@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +16,8 @@ import embedtune
 from embedtune.bundle.card import write_card
 from embedtune.bundle.paths import check_files, find_inside, list_files
 from embedtune.bundle.views import NamedEncoder, Reading, as_json, read_view, write_view
-from embedtune.embed.checkpoints import hash_file
 from embedtune.errors import BundleError, EmbedtuneError
-from embedtune.files import replace_dir, write_json, write_text
+from embedtune.files import hash_file, read_sealed, replace_dir, write_sealed, write_text
 
 SCHEMA = 1
 MANIFEST = "bundle.json"
@@ -96,7 +94,7 @@ def write_bundle(parts: BundleParts, path: str | Path, *, standalone: bool = Fal
             "notes": dict(parts.notes),
             "files": {name: hash_file(scratch / name) for name in list_files(scratch)},
         }
-        write_json(scratch / MANIFEST, manifest)
+        write_sealed(scratch / MANIFEST, manifest)
         write_card(scratch, manifest)
     return path
 
@@ -181,15 +179,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
         If it isn't a bundle, is damaged, or of a newer schema.
     """
     try:
-        manifest: Any = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_sealed(path / MANIFEST)
     except (FileNotFoundError, NotADirectoryError):
         raise BundleError(
             f"{path} is not a bundle (no bundle.json): give the bundle folder of a run, "
             "such as runs/demo/sentiment/bundle."
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         raise BundleError(f"{path / MANIFEST} is damaged: copy the bundle again.") from None
-    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+    schema = manifest.get("schema")
     if not isinstance(schema, int):
         raise BundleError(f"{path / MANIFEST} names no schema: it is not an embedtune bundle.")
     if schema > SCHEMA:

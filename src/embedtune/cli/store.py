@@ -1,4 +1,4 @@
-"""embedtune store: list, verify, prune."""
+"""embedtune store: list, verify, repair, prune."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 from embedtune.cli.options import Debug
 from embedtune.cli.terminal import report_errors, show_progress
 
-app = typer.Typer(help="The embedding store: list, verify, prune.", no_args_is_help=True)
+app = typer.Typer(help="The embedding store: list, verify, repair, prune.", no_args_is_help=True)
 
 
 @app.command("list")
@@ -47,6 +47,18 @@ def store_verify(debug: Debug = False) -> None:
         typer.echo(f"{len(problems)} problems")
         if problems:
             raise typer.Exit(1)
+
+
+@app.command("repair")
+def store_repair(debug: Debug = False) -> None:
+    """Drop what is damaged, and nothing else; it is computed again when it is asked for."""
+    from embedtune.embed.store import EmbeddingStore
+
+    with report_errors(debug), show_progress(False):
+        dropped = EmbeddingStore().repair()
+        for one in dropped:
+            typer.echo(f"{one.digest[:12]}: dropped {one.message}")
+        typer.echo("dropped what was damaged" if dropped else "nothing to drop")
 
 
 @app.command("prune")

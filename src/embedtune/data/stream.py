@@ -13,9 +13,9 @@ from embedtune.data.lines import Lines, look_through, open_lines
 from embedtune.data.pieces import Piece, build_piece, split_batches, take_piece
 from embedtune.data.places import Place
 from embedtune.data.records import Header, Record, read_csv_records, read_header, read_json_records
-from embedtune.data.tables import READERS, read_table
+from embedtune.data.tables import DAMAGE, READERS, read_table
 from embedtune.data.textfile import check_file
-from embedtune.errors import DataError, suggest_nearest
+from embedtune.errors import DataError, EmbedtuneError, suggest_nearest
 
 #: Delimiter and quoting are found in so many characters.
 _SAMPLE_CHARACTERS = 4_000_000
@@ -149,17 +149,30 @@ def _open_arrow(place: Place, piece_rows: int) -> Iterator[tuple[pa.Schema, Iter
         except pa.ArrowInvalid:
             file.seek(0)
             stream = pa.ipc.open_stream(file)
-            yield stream.schema, stream, 0
+            yield stream.schema, map(_check_offsets, stream), 0
         else:
-            batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
+            batches = (_check_offsets(reader.get_batch(i)) for i in range(reader.num_record_batches))
             yield reader.schema, batches, 0
+
+
+def _check_offsets(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return a batch as it is, unless offsets in it lead out of it; bytes that aren't UTF-8 are let through."""
+    for column in batch.columns:
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid as error:
+            if "UTF8" not in str(error):
+                raise
+    return batch
 
 
 @contextmanager
 def _explain_damage(place: Place, kind: str) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except EmbedtuneError:
+        raise
+    except DAMAGE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise DataError(f"{place.name} isn't a {kind} file, or is damaged: {reason}.") from error
 

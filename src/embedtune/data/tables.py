@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,9 @@ import pandas as pd
 from embedtune.data.delimited import read_delimited
 from embedtune.data.textfile import check_file, read_text
 from embedtune.errors import DataError, suggest_nearest
+
+#: What pyarrow's readers raise on damaged files: its own errors are mostly ValueErrors.
+DAMAGE = (OSError, ValueError, RuntimeError, LookupError, TypeError, SystemError)
 
 
 def read_table(path: str | Path, *, encoding: str | None = None) -> pd.DataFrame:
@@ -53,8 +57,17 @@ def read_table(path: str | Path, *, encoding: str | None = None) -> pd.DataFrame
     return frame
 
 
+#: Columns beyond which a table is taken for something else: each row has a cell for each of them.
+MAX_COLUMNS = 10_000
+#: Levels of lists and objects in a JSON value.
+MAX_NESTING = 100
+#: Bytes that a workbook may have when it is unpacked.
+MAX_WORKBOOK_BYTES = 1 << 29
+
+
 def build_frame(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, name: str) -> pd.DataFrame:
     """Return a frame of dtype object; refuse two columns of one name."""
+    check_width(len(columns), name)
     seen: set[str] = set()
     for column in columns:
         if column in seen:
@@ -64,6 +77,19 @@ def build_frame(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, name: 
     return pd.DataFrame(
         {column: pd.Series(values, dtype=object) for column, values in zip(columns, cells, strict=True)}
     )
+
+
+def check_width(n_columns: int, name: str) -> None:
+    """Refuse more columns than a table has.
+
+    Raises
+    ------
+    DataError
+    """
+    if n_columns > MAX_COLUMNS:
+        raise DataError(
+            f"{name} has {n_columns:,} columns, more than {MAX_COLUMNS:,}: leave out what isn't needed."
+        )
 
 
 def _read_csv(path: Path, encoding: str | None) -> pd.DataFrame:
@@ -94,6 +120,24 @@ def read_json_line(line: str, *, number: int, name: str) -> dict[str, Any]:
     return record
 
 
+_UNREADABLE = "isn't JSON (a number of more digits, or more nesting, than can be read)"
+
+
+def is_deep(value: Any) -> bool:
+    """Tell whether a JSON value is nested deeper than `MAX_NESTING`."""
+    level = [value]
+    for _ in range(MAX_NESTING):
+        level = [
+            item
+            for inner in level
+            if isinstance(inner, dict | list)
+            for item in (inner.values() if isinstance(inner, dict) else inner)
+        ]
+        if not level:
+            return False
+    return True
+
+
 def parse_object(line: str) -> tuple[dict[str, Any] | None, str]:
     """Return the JSON object that a line is, or None and what it is instead."""
     try:
@@ -101,7 +145,9 @@ def parse_object(line: str) -> tuple[dict[str, Any] | None, str]:
     except json.JSONDecodeError as error:
         return None, f"isn't JSON ({error.msg}, column {error.colno})"
     except (ValueError, RecursionError):
-        return None, "isn't JSON (a number of more digits, or more nesting, than can be read)"
+        return None, _UNREADABLE
+    if is_deep(record):
+        return None, _UNREADABLE
     if not isinstance(record, dict):
         return None, f"is a JSON {type(record).__name__}, not an object"
     return record, ""
@@ -129,6 +175,10 @@ def _read_json(path: Path, encoding: str | None) -> pd.DataFrame:
         raise DataError(
             f"{path.name} isn't JSON ({error.msg}, line {error.lineno}): mend that line."
         ) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path.name} {_UNREADABLE}.") from error
+    if is_deep(records):
+        raise DataError(f"{path.name} {_UNREADABLE}.")
     if not all(isinstance(record, dict) for record in records):
         raise DataError(f"{path.name} isn't an array of objects: every item must be one.")
     return _frame_records(records, path.name)
@@ -136,19 +186,20 @@ def _read_json(path: Path, encoding: str | None) -> pd.DataFrame:
 
 def _frame_records(records: list[dict[str, Any]], name: str) -> pd.DataFrame:
     columns = list(dict.fromkeys(key for record in records for key in record))
+    check_width(len(columns), name)
     rows = [[record.get(column) for column in columns] for record in records]
     return build_frame(columns, rows, name=name)
 
 
 def _read_parquet(path: Path, encoding: str | None) -> pd.DataFrame:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
+        return _frame_arrow(pq.read_table(path), path.name)
+    except DataError:
+        raise
+    except DAMAGE as error:
         raise DataError(f"{path.name} isn't a Parquet file: {_first_line(error)}") from error
-    return _frame_arrow(table, path.name)
 
 
 def _read_arrow(path: Path, encoding: str | None) -> pd.DataFrame:
@@ -161,8 +212,11 @@ def _read_arrow(path: Path, encoding: str | None) -> pd.DataFrame:
             except pa.ArrowInvalid:
                 source.seek(0)
                 table = pa.ipc.open_stream(source).read_all()
+            table.validate(full=True)  # else offsets are followed wherever they lead
             return _frame_arrow(table, path.name)
-    except (pa.ArrowException, OSError) as error:
+    except DataError:
+        raise
+    except DAMAGE as error:
         raise DataError(f"{path.name} isn't an Arrow file: {_first_line(error)}") from error
 
 
@@ -179,30 +233,40 @@ def _class_names(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
     """Find the class labels' names that the datasets library writes into a file's schema."""
     if not metadata or b"huggingface" not in metadata:
         return {}
-    features = json.loads(metadata[b"huggingface"]).get("info", {}).get("features", {})
-    return {
-        column: feature["names"]
-        for column, feature in features.items()
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
-    }
+    try:
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        return {
+            column: list(feature["names"])
+            for column, feature in features.items()
+            if feature.get("_type") == "ClassLabel"
+        }
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return {}  # not what the library writes
 
 
 def _read_xlsx(path: Path, encoding: str | None) -> pd.DataFrame:
     import zipfile
 
     import openpyxl
-    from openpyxl.utils.exceptions import InvalidFileException
 
     try:
-        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-    except (InvalidFileException, zipfile.BadZipFile, KeyError, OSError) as error:
+        with zipfile.ZipFile(path) as packed:
+            n_bytes = sum(part.file_size for part in packed.infolist())
+        if n_bytes > MAX_WORKBOOK_BYTES:
+            raise DataError(
+                f"{path.name} unpacks to {n_bytes / 1e6:.0f} MB, more than {MAX_WORKBOOK_BYTES / 1e6:.0f}: "
+                "save it as csv."
+            )
+        with contextlib.closing(openpyxl.load_workbook(path, read_only=True, data_only=True)) as book:
+            rows = [
+                row
+                for row in book.worksheets[0].iter_rows(values_only=True)
+                if any(v is not None for v in row)
+            ]
+    except DataError:
+        raise
+    except Exception as error:  # whatever its readers meet: zip, XML, dates
         raise DataError(f"{path.name} isn't an Excel workbook: {_first_line(error)}") from error
-    try:
-        rows = [
-            row for row in book.worksheets[0].iter_rows(values_only=True) if any(v is not None for v in row)
-        ]
-    finally:
-        book.close()
     if not rows:
         raise DataError(f"{path.name} has no rows: its first sheet is empty.")
     width = max((i + 1 for i, v in enumerate(rows[0]) if v is not None), default=0)

@@ -17,7 +17,7 @@ from torch import nn
 
 from embedtune.embed.batching import MemoryLimit
 from embedtune.embed.checkpoints import (
-    check_base,
+    check_adapter,
     hash_adapter,
     hash_files,
     hash_settings,
@@ -353,8 +353,8 @@ def _describe(
         weights_hash = hash_files(list_weights(source))
     else:
         weights_hash = str(pinned or "main")
-    if adapter is not None and is_lora(adapter):
-        check_base(adapter, weights_hash, name=name)
+    if adapter is not None:
+        check_adapter(adapter, weights_hash, name=name)
     text_config = config.get_text_config(decoder=False)
     return Description(
         model_id=name_model(name),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from embedtune.errors import BackboneError
+from embedtune.files import hash_file, read_sealed
 
 # Hub name, package, folder inside it, sha256 of model.safetensors.
 _MINILM = (
@@ -32,8 +33,6 @@ _IRRELEVANT = frozenset(
         "_commit_hash",
     }
 )
-
-_hashes: dict[tuple[str, int, int], str] = {}
 
 
 def resolve_model(name: str | Path) -> Path | str:
@@ -75,16 +74,6 @@ def name_model(name: str | Path) -> str:
     return PACKAGED[str(name)][0] if str(name) in PACKAGED else str(name)
 
 
-def hash_file(path: Path) -> str:
-    """Return a file's sha256, computed once per process as long as its size and time stamp stay."""
-    stat = path.stat()
-    key = (str(path.resolve()), stat.st_mtime_ns, stat.st_size)
-    if key not in _hashes:
-        with path.open("rb") as file:
-            _hashes[key] = hashlib.file_digest(file, "sha256").hexdigest()
-    return _hashes[key]
-
-
 def list_weights(folder: Path) -> list[Path]:
     """Return a model folder's weight files, safetensors before anything else."""
     for pattern in ("model*.safetensors", "pytorch_model*.bin"):
@@ -119,20 +108,26 @@ def hash_adapter(folder: Path) -> str:
     return hash_files([folder / "config.json", *list_weights(folder)])
 
 
-def check_base(adapter: Path, weights_hash: str, *, name: str) -> None:
-    """Check that a LoRA adapter was trained on these weights, as far as its finetune.json tells.
+def check_adapter(adapter: Path, weights_hash: str, *, name: str) -> None:
+    """Check, as far as its finetune.json tells, that an adapter is as it was written, and of these weights if LoRA.
 
     A commit and a sha256 can't be compared, so a model's copy in a folder goes through.
 
     Raises
     ------
     BackboneError
-        If it was trained on others.
+        If a file has changed, or it was trained on others.
     """
     facts_path = adapter / "finetune.json"
     if not facts_path.exists():
         return
-    trained_on = json.loads(facts_path.read_text(encoding="utf-8")).get("weights_hash", weights_hash)
+    try:
+        facts = read_sealed(facts_path)
+    except ValueError as error:
+        raise BackboneError(f"'{facts_path}' is damaged ({error}): fine-tune again.") from error
+    if facts.get("backbone_sha256") not in (None, hash_adapter(adapter)):
+        raise BackboneError(f"the weights in '{adapter}' aren't those that were written: fine-tune again.")
+    trained_on = facts.get("weights_hash", weights_hash) if is_lora(adapter) else weights_hash
     if len(trained_on) == len(weights_hash) and trained_on != weights_hash:
         raise BackboneError(
             f"the adapter in '{adapter}' was trained on weights {trained_on[:12]}, and '{name}' has "

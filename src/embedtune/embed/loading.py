@@ -8,13 +8,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from huggingface_hub import errors as hub_errors
 
 from embedtune.embed.checkpoints import PACKAGED
 from embedtune.embed.quantization import import_peft
 from embedtune.embed.quiet import hush_libraries
-from embedtune.errors import BackboneError, MissingExtraError, ResourceError, suggest_nearest
+from embedtune.errors import BackboneError, EmbedtuneError, MissingExtraError, ResourceError, suggest_nearest
+
+_FROM_HUB = (OSError, ValueError, KeyError, hub_errors.HfHubHTTPError)
 
 
 def load_config(name: str, source: Path | str, *, revision: str | None, trust_remote_code: bool) -> Any:
@@ -139,7 +142,11 @@ def explain(name: str, source: Path | str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError, KeyError, hub_errors.HfHubHTTPError) as error:
+    except (EmbedtuneError, ImportError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # readers of damaged files raise whatever they meet
+        if not isinstance(source, Path) and not isinstance(error, _FROM_HUB):
+            raise
         causes = tuple(_walk_causes(error))
         told = " ".join(str(cause) for cause in causes)
         if "trust_remote_code" in told:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from embedtune.embed.store_check import check_table
+from embedtune.embed.store_check import check_table, repair_table
 from embedtune.embed.store_key import StoreKey, column_name, default_store_uri, hash_text
 from embedtune.embed.store_place import Place, explain_storage_errors, is_local, open_filesystem
 from embedtune.embed.store_table import EmbeddingTable
@@ -58,7 +58,7 @@ class StoreRow:
 
 @dataclass(frozen=True)
 class StoreProblem:
-    """Something wrong with one table."""
+    """Something wrong with one table, or what was dropped of it for that."""
 
     digest: str
     message: str
@@ -95,7 +95,7 @@ class EmbeddingStore:
         return tuple(sorted(rows, key=lambda row: row.last_used or oldest, reverse=True))
 
     def verify(self) -> tuple[StoreProblem, ...]:
-        """Read everything and return what is wrong: unreadable fragments, double texts, non-finite values."""
+        """Read everything and return what is wrong: unreadable fragments, double texts, changed vectors."""
         digests = self._list_digests()
         problems: tuple[StoreProblem, ...] = ()
         with track("verify the store", len(digests), unit="tables") as bar:
@@ -104,6 +104,26 @@ class EmbeddingStore:
                 problems += tuple(StoreProblem(digest, message) for message in found)
                 bar.advance()
         return problems
+
+    def repair(self) -> tuple[StoreProblem, ...]:
+        """Drop what `verify` finds, and nothing else; return what was dropped, by table.
+
+        What was dropped is lacking: whoever asks for it computes it again.
+
+        Raises
+        ------
+        StoreError, ResourceError
+            If a table stays locked or can't be written.
+        """
+        digests = self._list_digests()
+        dropped: tuple[StoreProblem, ...] = ()
+        with track("repair the store", len(digests), unit="tables") as bar:
+            for digest in digests:
+                place = Place(self.uri, digest)
+                if check_table(place):
+                    dropped += tuple(StoreProblem(digest, told) for told in repair_table(place))
+                bar.advance()
+        return dropped
 
     def prune(
         self,

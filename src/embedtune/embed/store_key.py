@@ -12,7 +12,7 @@ from typing import Any
 from embedtune.errors import StoreError
 
 #: Goes up whenever the same inputs would give other numbers or another layout; older tables stay unread.
-SCHEMA = 1
+SCHEMA = 2
 
 HASH_BYTES = 16
 

@@ -18,6 +18,11 @@ from embedtune.files import is_disk_full
 LOCK_TIMEOUT = 600.0  # seconds; an append takes well under one
 TOUCH_AFTER = timedelta(minutes=10)
 
+#: What reading a damaged table raises.
+_DAMAGE = (OSError, ValueError, RuntimeError, LookupError)
+
+_whole_deletions: set[str] = set()
+
 
 def import_lance() -> Any:
     """Return the module `lance`, which is imported nowhere before it is needed."""
@@ -72,9 +77,15 @@ class Place:
         lance = import_lance()
         for n_left in (2, 1, 0):
             try:
-                return lance.dataset(self.table_uri)
-            except (ValueError, OSError) as error:
-                if not self._has_versions():
+                if damaged := self.list_damaged_deletions():
+                    raise ValueError(f"{damaged[0]} is damaged")
+                dataset = lance.dataset(self.table_uri)
+                dataset.schema  # noqa: B018 which may be what is damaged
+                return dataset
+            except BaseException as error:
+                if not isinstance(error, Exception) and not is_panic(error):
+                    raise
+                if not self.list_manifests():
                     return None
                 # The first writer may have committed, or a pruning begun, between the two looks.
                 if not n_left:
@@ -104,10 +115,10 @@ class Place:
                 "see whether an embedtune process hangs, stop it and try again."
             ) from error
 
-    def write_key(self, key: StoreKey) -> None:
-        """Save the key's readable form, once."""
+    def write_key(self, key: StoreKey, *, anew: bool = False) -> None:
+        """Save the key's readable form, once, or `anew`."""
         filesystem, folder = open_filesystem(self.uri)
-        if _exists(filesystem, f"{folder}/key.json"):
+        if not anew and _exists(filesystem, f"{folder}/key.json"):
             return
         filesystem.create_dir(folder, recursive=True)
         # On a disk written aside first: a crash leaves no half key. Object stores do that themselves.
@@ -181,13 +192,50 @@ class Place:
             filesystem.delete_dir(folder)
         return n_bytes
 
-    def _has_versions(self) -> bool:
-        """Tell whether anything was committed: the folder alone may be a first writer's beginning."""
+    def list_manifests(self) -> list[str]:
+        """Return the commits' files, the newest first; the folder alone may be a first writer's beginning."""
         from pyarrow.fs import FileSelector
 
         filesystem, folder = open_filesystem(self.uri)
         selector = FileSelector(f"{folder}/table.lance/_versions", allow_not_found=True)
-        return any(info.extension == "manifest" for info in filesystem.get_file_info(selector))
+        # Lance counts down in their names.
+        found = filesystem.get_file_info(selector)
+        return sorted(info.base_name for info in found if info.extension == "manifest")
+
+    def list_damaged_deletions(self) -> list[str]:
+        """Return the lists of deleted rows that aren't Arrow files: Lance would end the process over one.
+
+        Each is read once per process: their names aren't used again.
+        """
+        import pyarrow as pa
+
+        if not self.is_local:
+            return []
+        damaged = []
+        for path in sorted(Path(self.uri, "table.lance", "_deletions").glob("*.arrow")):
+            if str(path) in _whole_deletions:
+                continue
+            try:
+                pa.ipc.open_file(pa.py_buffer(path.read_bytes())).read_all().validate(full=True)
+            except FileNotFoundError:
+                continue  # Cleaned up in the meantime.
+            except (pa.ArrowException, OSError, ValueError, MemoryError):
+                damaged.append(path.name)
+            else:
+                _whole_deletions.add(str(path))
+        return damaged
+
+    def delete_deletions(self, name: str) -> None:
+        """Delete a list of deleted rows: its fragment can then not be read."""
+        Path(self.uri, "table.lance", "_deletions", name).unlink()
+
+    def delete_manifest(self, name: str) -> None:
+        """Delete a commit's file, as if the commit hadn't been made."""
+        filesystem, folder = open_filesystem(self.uri)
+        versions = f"{folder}/table.lance/_versions"
+        filesystem.delete_file(f"{versions}/{name}")
+        if _exists(filesystem, f"{versions}/latest_version_hint.json"):
+            filesystem.delete_file(f"{versions}/latest_version_hint.json")
 
 
 def is_local(uri: str) -> bool:
@@ -230,7 +278,9 @@ def explain_storage_errors(place: Place) -> Iterator[None]:
         yield
     except EmbedtuneError:
         raise
-    except (OSError, ValueError, RuntimeError) as error:
+    except BaseException as error:
+        if not isinstance(error, _DAMAGE) and not is_panic(error):
+            raise
         if is_disk_full(error):
             raise ResourceError(
                 f"no space left for the embedding store in '{place.root}': free some "
@@ -249,9 +299,14 @@ def describe_damage(digest: str, error: BaseException) -> StoreError:
     """Return the error that tells how to get rid of a damaged table."""
     return StoreError(
         f"table {digest} of the embedding store can't be used ({shorten(error)}): "
-        "run `embedtune store verify` to see what is damaged and "
-        f"`embedtune store prune {digest}` to delete it; its embeddings are then computed again."
+        "run `embedtune store verify` to see what is damaged and `embedtune store repair` to drop it; what was "
+        "dropped is computed again."
     )
+
+
+def is_panic(error: BaseException) -> bool:
+    """Tell whether Lance's Rust code gave up, as it does on some damaged files."""
+    return type(error).__name__ == "PanicException"
 
 
 def shorten(error: BaseException) -> str:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from embedtune.embed.store_key import HASH_BYTES, StoreKey
 from embedtune.embed.store_place import Place, explain_storage_errors, import_lance
 from embedtune.embed.store_rows import (
+    SEAL,
     Vectors,
     check_columns,
     complete_rows,
@@ -28,6 +29,7 @@ from embedtune.embed.store_rows import (
     read_vectors,
     read_widths,
     scan_rows,
+    seal_vectors,
     to_float16,
 )
 from embedtune.errors import StoreError
@@ -136,7 +138,8 @@ class EmbeddingTable:
             return
         first = np.sort(np.unique(np.array(hashes, dtype=f"V{HASH_BYTES}"), return_index=True)[1])
         asked = asked.take(first)
-        batch = {column: array[first] for column, array in batch.items()}
+        texts = [hashes[i] for i in first]
+        batch = {column: seal_vectors(texts, column, array[first]) for column, array in batch.items()}
         import_lance()
         with explain_storage_errors(self.place), self.place.lock():
             self.place.write_key(self.key)
@@ -232,8 +235,8 @@ class EmbeddingTable:
         for column, array in batch.items():
             if widths.get(column, array.shape[1]) != array.shape[1]:
                 raise StoreError(
-                    f"'{column}' is {widths[column]} wide in the store and {array.shape[1]} in the batch: "
-                    f"two models share a key; run `embedtune store prune {self.place.digest}`."
+                    f"'{column}' is {widths[column] - SEAL} wide in the store and {array.shape[1] - SEAL} in the "
+                    f"batch: two models share a key; run `embedtune store prune {self.place.digest}`."
                 )
         new = sorted(set(batch) - set(widths))
         if new:

@@ -7,12 +7,15 @@ ignored. `KEY` beside the checkpoints says what they belong to.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from embedtune.files import write_json
+from embedtune.files import hash_file, read_sealed, write_json, write_sealed
+
+log = logging.getLogger(__name__)
 
 KEY = "key.json"
 READY = "ready.json"
@@ -38,18 +41,29 @@ def open_checkpoints(folder: Path, key: dict[str, Any]) -> None:
 
 
 def find_last(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint."""
-    return max(_list_ready(folder), key=_number, default=None)
+    """Return the newest complete checkpoint if all are as they were written; None, and no checkpoint, otherwise.
+
+    One that is damaged takes the others with it: the best epoch's weights may be in it, and training from the start
+    has the same result.
+    """
+    ready = _list_ready(folder)
+    damaged = next((checkpoint for checkpoint in ready if not _is_whole(checkpoint)), None)
+    if damaged is not None:
+        log.warning("%s is not as it was written: the training begins anew", damaged)
+        delete_spent(folder, keep=set())
+        return None
+    return max(ready, key=_number, default=None)
 
 
 def mark_ready(checkpoint: Path, *, seconds: float) -> None:
     """Declare a checkpoint complete; `seconds` is the training time that led to it."""
-    write_json(checkpoint / READY, {"seconds": seconds})
+    files = {path.name: hash_file(path) for path in sorted(checkpoint.iterdir()) if path.is_file()}
+    write_sealed(checkpoint / READY, {"seconds": seconds, "files": files})
 
 
 def read_seconds(checkpoint: Path) -> float:
     """Return the training time that led to a complete checkpoint."""
-    return float(json.loads((checkpoint / READY).read_text(encoding="utf-8"))["seconds"])
+    return float(read_sealed(checkpoint / READY)["seconds"])
 
 
 def read_epochs(log_history: Sequence[dict[str, Any]]) -> list[Epoch]:
@@ -90,6 +104,14 @@ def delete_spent(folder: Path, *, keep: set[int]) -> None:
 
 def _list_ready(folder: Path) -> list[Path]:
     return [path for path in folder.glob("checkpoint-*") if (path / READY).exists()]
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        files = read_sealed(checkpoint / READY)["files"]
+        return all(hash_file(checkpoint / name) == written for name, written in files.items())
+    except (OSError, ValueError):
+        return False
 
 
 def _number(checkpoint: Path) -> int:

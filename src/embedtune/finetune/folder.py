@@ -11,7 +11,8 @@ from typing import Any
 
 import filelock
 
-from embedtune.errors import RunFolderError
+from embedtune.embed.checkpoints import hash_adapter
+from embedtune.errors import BackboneError, BundleError, RunFolderError
 from embedtune.finetune import saved
 from embedtune.finetune.saved import FineTuned, read_finetuned
 
@@ -38,15 +39,28 @@ def publish(folder: Path, write: Callable[[Path], None], facts: dict[str, Any]) 
 
 
 def read_finished(folder: Path, key: dict[str, Any], *, replace: bool) -> FineTuned | None:
-    """Return an earlier call's result if it had the same arguments; with `replace`, forget it if it had others.
+    """Return an earlier call's result if it had the same arguments and is whole; with `replace`, forget it otherwise.
 
     Raises
     ------
     RunFolderError
         If it had others, without `replace`.
+    BundleError
+        If a file has changed, without `replace`.
     """
-    facts = saved.read_facts(folder)
-    if facts is None:
+    try:
+        facts = saved.read_facts(folder)
+        if facts is None:
+            return None
+        if facts["backbone_sha256"] != hash_adapter(folder):
+            raise BundleError(
+                f"the weights in '{folder}' aren't those that were written: delete it and fine-tune again."
+            )
+        finished = read_finetuned(folder)
+    except (BundleError, BackboneError):
+        if not replace:
+            raise
+        (folder / saved.FACTS).unlink()
         return None
     changed = sorted(name for name in key if facts["key"].get(name) != key[name] and name != "torch")
     if changed and replace:
@@ -58,7 +72,7 @@ def read_finished(folder: Path, key: dict[str, Any], *, replace: bool) -> FineTu
             "give another folder, or delete this one."
         )
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    return read_finetuned(folder)
+    return finished
 
 
 @contextlib.contextmanager

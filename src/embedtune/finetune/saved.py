@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,9 +21,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from embedtune.embed.checkpoints import hash_adapter, hash_file
+from embedtune.embed.checkpoints import hash_adapter
 from embedtune.errors import BundleError
-from embedtune.files import write_json
+from embedtune.files import hash_file, read_sealed, write_sealed
 
 SCHEMA = 1
 FACTS = "finetune.json"
@@ -104,7 +103,7 @@ def write_facts(folder: Path, facts: dict[str, Any]) -> None:
         "head_sha256": hash_file(head) if head.exists() else None,
         "backbone_sha256": hash_adapter(folder),
     }
-    write_json(folder / FACTS, {"schema": SCHEMA, **facts, **hashes})
+    write_sealed(folder / FACTS, {"schema": SCHEMA, **facts, **hashes})
 
 
 def read_heads(
@@ -151,15 +150,14 @@ def read_facts(folder: Path) -> dict[str, Any] | None:
     Raises
     ------
     BundleError
-        If it isn't JSON.
+        If it isn't what was written.
     """
     try:
-        facts: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        return read_sealed(folder / FACTS)
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise BundleError(f"'{folder / FACTS}' is damaged ({error}): fine-tune again.") from error
-    return facts
 
 
 def _read_head(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:

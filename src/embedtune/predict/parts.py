@@ -7,10 +7,13 @@
       lock                     held by the process that writes them
       00000-000003.arrow       piece 3 of the first input: rows, with what was added to them
       00000-000003.jsonl       its rejected rows; written first, so that a piece with an .arrow is complete
+
+Behind each piece's contents stands their sha256.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +31,7 @@ from embedtune.predict.labels import Answers
 log = logging.getLogger(__name__)
 
 _FACTS = b"embedtune:part"
+_SEAL_BYTES = 32
 #: What a changed entry of settings.json is called.
 _NAMES = {"inputs": "another input", "bundle": "another bundle", "settings": "other settings"}
 
@@ -110,34 +114,39 @@ class Parts:
         """Keep a piece of input `number`."""
         if rejected:
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rejected)
-            self._find(number, piece, "jsonl").write_bytes(lines.encode())
+            _write_sealed(self._find(number, piece, "jsonl"), lines.encode())
         facts = json.dumps({"cut": part.cut}).encode()
         table = part.table.replace_schema_metadata({**(part.table.schema.metadata or {}), _FACTS: facts})
         sink = pa.BufferOutputStream()
         options = pa.ipc.IpcWriteOptions(compression="zstd", unify_dictionaries=True)
         with pa.ipc.new_file(sink, table.schema, options=options) as writer:
             writer.write_table(table)
-        self._find(number, piece, "arrow").write_bytes(sink.getvalue().to_pybytes())
+        _write_sealed(self._find(number, piece, "arrow"), sink.getvalue().to_pybytes())
 
     def read(self, number: int, piece: int) -> Part:
-        place = self._find(number, piece, "arrow")
-        try:
-            table = pa.ipc.open_file(pa.py_buffer(place.read_bytes())).read_all()
-            metadata = dict(table.schema.metadata)
-            facts = json.loads(metadata.pop(_FACTS))
-        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{place.address} is damaged: delete {self._folder.address}, and give the command again."
-            ) from error
+        table = self._open(number, piece).read_all()
+        metadata = dict(table.schema.metadata)
+        facts = json.loads(metadata.pop(_FACTS))
         return Part(table.replace_schema_metadata(metadata or None), facts["cut"])
 
     def read_schema(self, number: int, piece: int) -> pa.Schema:
-        with self._find(number, piece, "arrow").open() as file:
-            return pa.ipc.open_file(file).schema
+        return self._open(number, piece).schema
 
     def read_rejected(self, number: int, piece: int) -> bytes:
         place = self._find(number, piece, "jsonl")
-        return place.read_bytes() if place.exists() else b""
+        return self._read_sealed(place) if place.exists() else b""
+
+    def _open(self, number: int, piece: int) -> Any:
+        return pa.ipc.open_file(pa.py_buffer(self._read_sealed(self._find(number, piece, "arrow"))))
+
+    def _read_sealed(self, place: Place) -> bytes:
+        data = place.read_bytes()
+        contents, seal = data[:-_SEAL_BYTES], data[-_SEAL_BYTES:]
+        if hashlib.sha256(contents).digest() != seal:
+            raise DataError(
+                f"{place.address} is damaged: delete {self._folder.address}, and give the command again."
+            )
+        return contents
 
     def remove(self) -> None:
         """Delete the folder, its settings first: what a killed process leaves is then no one's."""
@@ -178,3 +187,7 @@ class Parts:
 
     def _find(self, number: int, piece: int, extension: str) -> Place:
         return self._folder.inside(f"{number:05d}-{piece:06d}.{extension}")
+
+
+def _write_sealed(place: Place, contents: bytes) -> None:
+    place.write_bytes(contents + hashlib.sha256(contents).digest())

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from embedtune.errors import RunFolderError
+from embedtune.runfolder import check_outputs
 
 N_MISTAKES = 20
 RESULTS_SCHEMA = 1
@@ -66,11 +67,14 @@ def read_run(run_dir: Path) -> RunContent:
     Raises
     ------
     RunFolderError
-        If results.json is missing, damaged or of another schema.
+        If results.json is missing or of another schema, or a file isn't the one that was written.
     """
     results_path = run_dir / "results.json"
     if not results_path.exists():
         raise RunFolderError(f"{run_dir} has no results.json: finish the run's compare stage first.")
+    check_outputs(
+        run_dir, "results.json", "probes.json", "curve.json", "data/splits.parquet", "data/audit.json"
+    )
     results = _read_json(results_path)
     if results.get("schema") != RESULTS_SCHEMA:
         raise RunFolderError(
@@ -79,6 +83,8 @@ def read_run(run_dir: Path) -> RunContent:
         )
     config_path = run_dir / "config.yaml"
     splits_path = run_dir / "data" / "splits.parquet"
+    best = f"predictions/{results.get('best')}.parquet"
+    check_outputs(run_dir, best)
     return RunContent(
         results=results,
         audit=_read_json(run_dir / "data" / "audit.json"),
@@ -86,7 +92,7 @@ def read_run(run_dir: Path) -> RunContent:
         curves=_read_json(run_dir / "probes.json"),
         learning=_read_json(run_dir / "curve.json"),
         suspects=_read_suspects(run_dir / "suspects.csv"),
-        mistakes=_find_mistakes(run_dir / "predictions" / f"{results.get('best')}.parquet", splits_path),
+        mistakes=_find_mistakes(run_dir / best, splits_path),
         config=config_path.read_text(encoding="utf-8") if config_path.exists() else "",
     )
 
