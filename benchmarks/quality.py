@@ -277,7 +277,10 @@ def _say_scores(rows: list[dict[str, Any]]) -> str:
 
 
 def _say_seconds(rows: list[dict[str, Any]]) -> str:
-    return f"{np.median([row['seconds'] for row in rows]):.0f}" if rows else "–"
+    measured = [
+        row["seconds"] for row in rows if row["seconds"] is not None
+    ]  # not where an earlier call had a part
+    return f"{np.median(measured):.0f}" if measured else "–"
 
 
 def _say_mean(values: list[float]) -> str:
