@@ -1,18 +1,23 @@
-# Two commands: `make run` (the demo, end to end) and `make test` (lint, types, tests).
+# `make run` (the demo, end to end), `make test` (lint, types, tests), `make torture` (faults, load, hostile input).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST_WORKERS ?= 2
+SEED ?= 0
+MINUTES ?= 15
 
-.PHONY: run test lint types format clean
+.PHONY: run test torture lint types format clean
 
 run: $(READY)
 	$(BIN)/embedtune run
 
 test: lint types
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile
+
+torture: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m torture --seed $(SEED) --minutes $(MINUTES) --record
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -537,6 +537,8 @@ def test_read_table_workbook_that_grows_is_refused(tmp_path: Path, monkeypatch: 
             '{"text": ' + "[" * 200 + "]" * 200 + "}",
             "more nesting, than can be read): give one object",
         ),
+        ("key.json", '[{"\\ud800": "a"}]', "has a column '\\ud800', which isn't valid Unicode: rename it."),
+        ("key.jsonl", '{"\\ud800": "a"}', "line 1 of key.jsonl has a key that isn't valid Unicode"),
         ("digits.json", '[{"text": ' + "9" * 5000 + "}]", "a number of more digits"),
         (
             "wide.csv",

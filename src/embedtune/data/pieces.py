@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from embedtune.data.records import MAX_CONTENT, Record, encode_json, shorten
-from embedtune.data.tables import check_width
+from embedtune.data.tables import check_columns
 
 #: A piece ends when its rows hold so many characters, or bytes, whatever their number.
 MAX_PIECE_CHARACTERS = 8_000_000
@@ -151,7 +151,7 @@ def show_row(table: pa.Table, row: int) -> str:
 
 def _encode_dicts(dicts: Sequence[dict[str, Any]]) -> pa.Table:
     names = list(dict.fromkeys(name for cells in dicts for name in cells))
-    check_width(len(names), "the file")
+    check_columns(names, "the file")
     fields, columns = [], []
     for name in names:
         cells = [cells.get(name, _NO_CELL) for cells in dicts]

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from embedtune.data.delimited import read_delimited
+from embedtune.data.lines import is_damaged
 from embedtune.data.textfile import check_file, read_text
 from embedtune.errors import DataError, suggest_nearest
 
@@ -67,7 +68,7 @@ MAX_WORKBOOK_BYTES = 1 << 29
 
 def build_frame(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, name: str) -> pd.DataFrame:
     """Return a frame of dtype object; refuse two columns of one name."""
-    check_width(len(columns), name)
+    check_columns(columns, name)
     seen: set[str] = set()
     for column in columns:
         if column in seen:
@@ -79,17 +80,19 @@ def build_frame(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, name: 
     )
 
 
-def check_width(n_columns: int, name: str) -> None:
-    """Refuse more columns than a table has.
+def check_columns(columns: Sequence[str], name: str) -> None:
+    """Refuse more columns than a table has, and names that are no text.
 
     Raises
     ------
     DataError
     """
-    if n_columns > MAX_COLUMNS:
+    if len(columns) > MAX_COLUMNS:
         raise DataError(
-            f"{name} has {n_columns:,} columns, more than {MAX_COLUMNS:,}: leave out what isn't needed."
+            f"{name} has {len(columns):,} columns, more than {MAX_COLUMNS:,}: leave out what isn't needed."
         )
+    if damaged := next((column for column in columns if is_damaged(column)), None):
+        raise DataError(f"{name} has a column '{damaged}', which isn't valid Unicode: rename it.")
 
 
 def _read_csv(path: Path, encoding: str | None) -> pd.DataFrame:
@@ -150,6 +153,8 @@ def parse_object(line: str) -> tuple[dict[str, Any] | None, str]:
         return None, _UNREADABLE
     if not isinstance(record, dict):
         return None, f"is a JSON {type(record).__name__}, not an object"
+    if any(is_damaged(key) for key in record):
+        return None, "has a key that isn't valid Unicode"
     return record, ""
 
 
@@ -186,7 +191,7 @@ def _read_json(path: Path, encoding: str | None) -> pd.DataFrame:
 
 def _frame_records(records: list[dict[str, Any]], name: str) -> pd.DataFrame:
     columns = list(dict.fromkeys(key for record in records for key in record))
-    check_width(len(columns), name)
+    check_columns(columns, name)
     rows = [[record.get(column) for column in columns] for record in records]
     return build_frame(columns, rows, name=name)
 
