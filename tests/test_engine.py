@@ -31,11 +31,11 @@ def test_processes_do_all_the_work_each_with_its_own_worker(tmp_path: Path) -> N
     assert len({process for _, process in done} - {os.getpid()}) == len(list(tmp_path.iterdir())) == 2
 
 
-def test_what_a_process_raises_arrives_as_it_is() -> None:
+def test_what_a_process_raises_arrives_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"row 2 has no text"):
         list(ProcessEngine(2).map(engine_cases.make_refuser, [5], engine_cases.count))
     with pytest.raises(DataError, match=r"row 2 has no text"):
-        list(ProcessEngine(2, n_together=2).launch(engine_cases.refuse, [1, 2], folder=Path("scratch")))
+        list(ProcessEngine(2, n_together=2).launch(engine_cases.refuse, [1, 2], folder=tmp_path))
 
 
 def test_killed_process_is_told_in_one_line() -> None:
