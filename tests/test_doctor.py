@@ -149,6 +149,6 @@ def test_every_extra_it_advises_is_one_that_holds_the_package() -> None:
     root = Path(__file__).parents[1]
     extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for package, (_, extra) in OPTIONAL.items():
-        names = {re.split(r"[[<>=; ]", line)[0].replace("-", "_") for line in extras[extra]}
+        names = {re.split(r"[<>=;\[ ]", line)[0].replace("-", "_") for line in extras[extra]}
         given = {name.replace("-", "_") for name in packages_distributions().get(package, [])}
         assert names & {package, *given}
