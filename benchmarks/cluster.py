@@ -43,22 +43,23 @@ def label(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     bundle, source = write_bundle(folder / "bundle", "minilm"), folder / "rows.csv"
     write_rows(source, options.rows)
-    n_cores = len(os.sched_getaffinity(0))
+    cores = sorted(os.sched_getaffinity(0))
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    for _ in range(n_cores):
+    for core in cores:
+        os.sched_setaffinity(0, {core})  # what is started now has this core alone, its workers too
         cluster.add_node(num_cpus=1)
     single = None
-    for name, n_workers in [("local", 1), *(("ray", n) for n in range(1, n_cores + 1))]:
+    for name, n_workers in [("local", 1), *(("ray", n) for n in range(1, len(cores) + 1))]:
+        os.sched_setaffinity(0, cores[:1] if name == "local" else cores)
         address = cluster.address if name == "ray" else None
         with open_engine(name, n_workers=n_workers, address=address) as engine:
             seconds = []
-            # twice as many rows take the start-up off
-            for n_rows in (options.rows // 2, options.rows):
+            for n_rows in (1, options.rows):  # one row: what starting takes
                 write_rows(source, n_rows)
                 started = time.perf_counter()
                 predict_file(bundle, source, folder / f"{name}{n_workers}-{n_rows}.csv", engine=engine)
                 seconds.append(time.perf_counter() - started)
-        rate = (options.rows - options.rows // 2) / (seconds[1] - seconds[0])
+        rate = options.rows / (seconds[1] - seconds[0])
         single = single or rate
         yield {
             "what": f"label, {name}, {n_workers} workers",
@@ -66,7 +67,7 @@ def label(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]
             "seconds": round(seconds[1], 1),
             "rows_per_second": round(rate),
             "to_one_process": round(rate / single, 2),
-            "start_up_seconds": round(seconds[1] - options.rows / rate, 1),
+            "start_up_seconds": round(seconds[0], 1),
         }
     cluster.shutdown()
 
