@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -59,3 +61,13 @@ def write_recipe(path: Path, *, model: Path, data: Path, store: Path) -> Path:
     }
     path.write_text(yaml.safe_dump(settings), encoding="utf-8")
     return path
+
+
+def read_figures(out: Path) -> dict[str, Any]:
+    """Return results.json without what is measured anew each time."""
+    results: dict[str, Any] = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    del results["environment"]
+    results["verdict"] = results["verdict"].split(", for")[0]
+    for arm in results["arms"].values():
+        del arm["cost"]
+    return results

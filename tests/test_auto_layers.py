@@ -16,8 +16,8 @@ from transformers.models.bert.modeling_bert import BertLayer
 from embedtune import load_bundle, scan
 from embedtune.config import TransformerView
 from embedtune.data.splits import read_splits
-from run_cases import write_recipe, write_rows
-from test_run import call, list_times, read_figures
+from run_cases import read_figures, write_recipe, write_rows
+from test_run import call, list_times
 from tiny_models import build_tiny_bert
 
 SETTINGS = [

@@ -28,10 +28,9 @@ from embedtune.finetune.train import fine_tune
 from embedtune.predict import job as predict_job
 from embedtune.predict import predict_file
 from embedtune.recipe import read_recipe
-from run_cases import write_recipe
+from run_cases import read_figures, write_recipe
 from run_cases import write_rows as write_moves
 from test_engine import list_arguments, make_bundle, write_rows
-from test_run import read_figures
 
 pytestmark = [
     pytest.mark.slow,

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from embedtune import load_bundle
 from embedtune.cli import app
 from embedtune.data.splits import read_splits
-from run_cases import write_recipe, write_rows
+from run_cases import read_figures, write_recipe, write_rows
 
 ARMS = ["majority", "floor", "frozen", "frozen+", "tuned", "end-to-end"]
 
@@ -41,16 +41,6 @@ def finished(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def call(*words: Any) -> Any:
     return CliRunner().invoke(app, [str(word) for word in words])
-
-
-def read_figures(out: Path) -> dict[str, Any]:
-    """Return results.json without what is measured anew each time."""
-    results = json.loads((out / "results.json").read_text())
-    del results["environment"]
-    results["verdict"] = results["verdict"].split(", for")[0]
-    for arm in results["arms"].values():
-        del arm["cost"]
-    return results
 
 
 def list_times(out: Path) -> dict[str, int]:

@@ -22,8 +22,8 @@ from embedtune.errors import MissingExtraError
 from embedtune.finetune.loop import Steering
 from embedtune.trackers import About, Found, Link, open_links
 from embedtune.trackers.secrets import hide_secrets
-from run_cases import write_recipe, write_rows
-from test_run import call, list_times, read_figures
+from run_cases import read_figures, write_recipe, write_rows
+from test_run import call, list_times
 
 SECRET = "sesame-0123456789"
 SETTINGS = ("finetune.validation_fraction=0.2", f"finetune.instruction=Say {SECRET}. {{options}}")

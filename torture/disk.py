@@ -12,11 +12,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from run_cases import read_figures
 from torture import child
 from torture.kills import find_half_file
 from torture.rot import TEXTS
 from torture.runner import Case, NotHere, Outcome
-from torture.workshop import SETTINGS, Workshop, read_figures
+from torture.workshop import SETTINGS, Workshop
 
 TITLE = "full and failing disks"
 

@@ -7,8 +7,9 @@ from random import Random
 
 import numpy as np
 
+from run_cases import read_figures
 from torture.runner import Case, Outcome
-from torture.workshop import SETTINGS, Workshop, call, read_figures
+from torture.workshop import SETTINGS, Workshop, call
 
 TITLE = "determinism"
 #: Of float32 vectors, and of probabilities, whatever is read beside a text.

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from run_cases import read_figures
 from torture.runner import Case, Outcome
-from torture.workshop import SETTINGS, Workshop, call, read_figures
+from torture.workshop import SETTINGS, Workshop, call
 
 TITLE = "bit rot: one byte changed"
 TEXTS = [f"sales {move} in the north" for move in ("rose", "fell", "grew", "slid", "jumped", "shrank")]

@@ -9,10 +9,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from run_cases import read_figures
 from torture import child
 from torture.rot import TEXTS
 from torture.runner import Case, Outcome
-from torture.workshop import SETTINGS, Workshop, read_figures
+from torture.workshop import SETTINGS, Workshop
 
 TITLE = "clock, locale, paths"
 NAMES = (

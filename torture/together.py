@@ -9,9 +9,10 @@ from random import Random
 
 import numpy as np
 
+from run_cases import read_figures
 from torture import child
 from torture.runner import Case, Outcome
-from torture.workshop import SETTINGS, Workshop, read_figures
+from torture.workshop import SETTINGS, Workshop
 
 TITLE = "several processes at once"
 N_PROCESSES, N_TEXTS = 8, 160

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import subprocess
 import sys
@@ -85,13 +84,3 @@ def start(*words: Any, **environment: str) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
     )
-
-
-def read_figures(run: Path) -> dict[str, Any]:
-    """Return results.json without what is measured anew each time."""
-    results: dict[str, Any] = json.loads((run / "results.json").read_text(encoding="utf-8"))
-    del results["environment"]
-    results["verdict"] = results["verdict"].split(", for")[0]
-    for arm in results["arms"].values():
-        del arm["cost"]
-    return results

@@ -268,7 +268,7 @@ def _read_xlsx(path: Path, encoding: str | None) -> pd.DataFrame:
                 for row in book.worksheets[0].iter_rows(values_only=True)
                 if any(v is not None for v in row)
             ]
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:  # whatever its readers meet: zip, XML, dates
         raise DataError(f"{path.name} isn't an Excel workbook: {_first_line(error)}") from error

@@ -49,15 +49,15 @@ def spread_texts(encoder: TransformerEncoder, texts: Sequence[str], engine: Engi
     if not encoder.count_missing(texts):
         return StoredTexts(len(texts), 0, time.perf_counter() - started, None)
     n_parts = min(MAX_PARTS, math.ceil(2 * engine.n_workers / len(windows)))
-    n_computed, n_parameters = 0, None
+    n_computed, n_parameters, reading = 0, None, encoder.reading_
     with (
         track(f"embed with {encoder.model}", len(windows) * n_parts, unit="parts") as bar,
         use_silence(),
     ):
         for done in engine.map(partial(_Filler, encoder), windows, partial(_split, n_parts)):
-            if done.reading != encoder.reading_:
+            if done.reading != reading:
                 raise ConfigError(
-                    f"workers read '{encoder.model}' as {done.reading} and this machine as {encoder.reading_}: "
+                    f"workers read '{encoder.model}' as {done.reading} and this machine as {reading}: "
                     "set embed.precision and embed.backend to what the workers do."
                 )
             n_computed += done.n_computed

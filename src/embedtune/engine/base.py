@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -90,8 +90,3 @@ class LocalEngine:
         """Yield each job's result, in order."""
         for number, job in enumerate(jobs):
             yield number, function(job)
-
-
-def itself(source: Any) -> list[Any]:
-    """Return a source that is one piece of work, as `Engine.map` takes it."""
-    return [source]

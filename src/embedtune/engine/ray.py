@@ -326,9 +326,8 @@ def _set_up_ray_data() -> Iterator[None]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", module=r"ray\."
-            )  # that less work came than could be done together
+            # that less work came than could be done together
+            warnings.filterwarnings("ignore", module=r"ray\.")
             yield
     finally:
         context.enable_progress_bars, context.target_max_block_size = before
