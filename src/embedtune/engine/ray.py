@@ -1,7 +1,7 @@
 """RayEngine: a Ray cluster's workers. Ray Data's actors hold what is dear to make, Ray Train's groups train.
 
-Workers import embedtune, which must be installed on every node, and see the same files: models, run folder and store
-lie in a folder that all nodes mount, or in an object store.
+Workers import embedtune, which must be installed on every node, and see the same files: models and run folder lie in a
+folder that all nodes mount, the store there or in an object store.
 """
 
 from __future__ import annotations
