@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -189,3 +192,20 @@ def test_several_poolings_are_those_of_single_passes(tiny_bert: Path) -> None:
 def test_poolings_that_do_not_go_together_are_refused(tiny_bert: Path, pooling: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match="pooling"):
         encode(tiny_bert, layers=(-1,), pooling=pooling)
+
+
+def test_interrupt_while_a_model_is_converted_is_one(
+    tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenVINO catches what its decoder raises, and calls the model one that can't be converted."""
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    original = TorchScriptPythonDecoder.get_op_type
+
+    def get_op_type(self: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return original(self)
+
+    monkeypatch.setattr(TorchScriptPythonDecoder, "get_op_type", get_op_type)
+    with pytest.raises(KeyboardInterrupt):
+        encode(tiny_bert, backend="openvino", precision="float32", layers=(-2,))

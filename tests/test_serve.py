@@ -365,6 +365,25 @@ def test_full_queue_refuses_and_says_when_to_return(classifier):
     assert answer.headers["Retry-After"] == "1"
 
 
+def test_what_would_wait_too_long_is_refused_at_once(classifier):
+    slow = Slow(classifier)
+    with (
+        run_server({"moves": slow}, limits=Limits(max_delay_ms=25)) as running,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        first = pool.submit(
+            running.post, "/v1/predict", {"input": TEXTS[:3]}
+        )  # more than 25 ms, but none is before it
+        assert slow.entered.wait(30)
+        answer = running.post("/v1/predict", {"input": TEXTS[:2]})
+        slow.go.set()
+        assert first.result().status_code == 200
+        assert running.post("/v1/predict", {"input": TEXTS[:2]}).status_code == 200
+    said = "3 texts are before these, and would take 30 ms: try again in 1 s."
+    expect_error(answer, 429, said, code="queue_full")
+    assert answer.headers["Retry-After"] == "1"
+
+
 def test_key_is_needed_where_there_is_one(lexical):
     with run_server({"words": lexical}, key="sésame") as running:
         refused = [

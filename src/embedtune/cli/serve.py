@@ -22,6 +22,9 @@ def serve(
     max_chars: Annotated[int, typer.Option(help="Characters per text.")] = Limits.max_chars,
     max_body_bytes: Annotated[int, typer.Option(help="Bytes per request.")] = Limits.max_body_bytes,
     queue_texts: Annotated[int, typer.Option(help="Texts that may wait.")] = Limits.queue_texts,
+    max_delay_ms: Annotated[
+        float, typer.Option(help="Milliseconds that the texts before a request may be expected to take.")
+    ] = Limits.max_delay_ms,
     request_seconds: Annotated[
         float, typer.Option(help="Seconds for a request's head to come, and for its body.")
     ] = Limits.request_seconds,
@@ -50,6 +53,7 @@ def serve(
             max_chars,
             max_body_bytes,
             queue_texts,
+            max_delay_ms,
             request_seconds,
             max_connections,
             batch_tokens,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import signal
 import sys
 import threading
 import warnings
@@ -140,7 +142,7 @@ def _convert(backbone: Backbone, columns: tuple[Column, ...]) -> Any:
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     try:
-        with hush_libraries(), warnings.catch_warnings(), torch.no_grad():
+        with _hold_interrupts(), hush_libraries(), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             frontend = FrontEndManager().load_by_framework("pytorch")
             traced = TorchScriptPythonDecoder(
@@ -156,6 +158,23 @@ def _convert(backbone: Backbone, columns: tuple[Column, ...]) -> Any:
         parameter.get_node().set_partial_shape(openvino.PartialShape([-1, -1]))
     graph.validate_nodes_and_infer_types()
     return graph
+
+
+@contextlib.contextmanager
+def _hold_interrupts() -> Iterator[None]:
+    """Have Ctrl-C wait for the block's end: OpenVINO would take it for a model that can't be converted."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    held: list[Any] = []
+    signal.signal(signal.SIGINT, lambda *given: held.append(given))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if held:
+            before(*held[0])
 
 
 def _part_gated_products(graph: Any) -> None:

@@ -86,7 +86,7 @@ class Batcher:
         self._wake = threading.Condition()
         self._queues: OrderedDict[tuple[str, Kind], deque[_Job]] = OrderedDict()
         self._open: set[_Job] = set()
-        self._n_waiting = 0
+        self._n_waiting = self._n_unread = 0
         self._texts_per_second = 100.0
         self._is_closing = self._is_dead = False
         self._thread = threading.Thread(target=self._work, name="embedtune-worker", daemon=True)
@@ -107,6 +107,7 @@ class Batcher:
             self._check(len(texts))
             self._queues.setdefault(job.key, deque()).append(job)
             self._open.add(job)
+            self._n_unread += len(texts)
             self._count_waiting(len(texts))
             self._wake.notify()
         return await future
@@ -131,14 +132,24 @@ class Batcher:
         if self._is_dead:
             raise _refuse_dead()
         if self._n_waiting + n_texts > self.limits.queue_texts:
-            seconds = max(1, math.ceil(self._n_waiting / self._texts_per_second))
-            raise Refusal(
-                429,
-                f"{self._n_waiting} texts wait already, and the queue holds {self.limits.queue_texts}: "
-                f"try again in {seconds} s.",
-                code="queue_full",
-                headers={"Retry-After": str(seconds)},
+            raise self._refuse_full(
+                f"{self._n_waiting} texts wait already, and the queue holds {self.limits.queue_texts}"
             )
+        if self._delay > self.limits.max_delay_ms / 1000:
+            raise self._refuse_full(
+                f"{self._n_unread} texts are before these, and would take {1000 * self._delay:.0f} ms"
+            )
+
+    @property
+    def _delay(self) -> float:
+        """Seconds that what was accepted is expected to take."""
+        return self._n_unread / self._texts_per_second
+
+    def _refuse_full(self, why: str) -> Refusal:
+        seconds = max(1, math.ceil(self._delay))
+        return Refusal(
+            429, f"{why}: try again in {seconds} s.", code="queue_full", headers={"Retry-After": str(seconds)}
+        )
 
     def _count_waiting(self, change: int) -> None:
         self._n_waiting += change
@@ -270,7 +281,9 @@ class Batcher:
 
     def _settle(self, job: _Job, outcome: Reading | Refusal) -> None:
         with self._wake:
-            self._open.discard(job)
+            if job in self._open:
+                self._open.discard(job)
+                self._n_unread -= len(job.texts)
 
         def answer() -> None:
             if job.future.done():

@@ -23,6 +23,8 @@ class Limits:
         Bytes of a request's body.
     queue_texts : int
         Texts that may wait for the worker; at least `max_texts`.
+    max_delay_ms : float
+        A request is refused if the texts before it are expected to take longer.
     request_seconds : float
         How long a request's head may take to come, and its body.
     max_connections : int
@@ -42,6 +44,7 @@ class Limits:
     max_chars: int = 20_000
     max_body_bytes: int = 4 * 2**20
     queue_texts: int = 2048
+    max_delay_ms: float = 60_000.0
     request_seconds: float = 10.0
     max_connections: int = 1000
     batch_tokens: int = 4096
