@@ -51,6 +51,13 @@ class Workshop:
         )
 
     @functools.cached_property
+    def service(self) -> Any:
+        """A bundle of MiniLM to be served, and how fast its server is."""
+        from torture.load import measure
+
+        return measure(self)
+
+    @functools.cached_property
     def run(self) -> Path:
         """The folder of a finished run."""
         out = self.folder / "run"
