@@ -12,7 +12,7 @@ import embedtune
 ROOT = Path(embedtune.__file__).parent
 #: Prefixes by layer, the most specific match wins.
 LAYERS = {
-    "": 0, "errors": 0, "files": 0, "progress": 0,
+    "": 0, "errors": 0, "files": 0, "memory": 0, "progress": 0,
     "config": 1, "recipe": 1, "runfolder": 1, "data.dataset": 1, "embed.pooling": 1, "embed.batching": 1,
     "embed.texts": 1, "evaluate.metrics": 1, "engine": 1,
     "data": 2, "embed": 2, "prompt": 2, "heads": 2, "evaluate": 2,

@@ -12,6 +12,7 @@ import typer
 
 from embedtune.errors import EmbedtuneError
 from embedtune.files import is_disk_full
+from embedtune.memory import is_out_of_memory
 
 
 @contextmanager
@@ -35,14 +36,19 @@ def report_errors(debug: bool) -> Iterator[None]:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None
-    except (EmbedtuneError, OSError) as error:
-        if debug:
+    except Exception as error:
+        if debug or not (isinstance(error, EmbedtuneError | OSError) or is_out_of_memory(error)):
             raise
         typer.echo(f"error: {_explain(error)}", err=True)
         raise typer.Exit(2) from None
 
 
 def _explain(error: Exception) -> str:
+    if is_out_of_memory(error) and not isinstance(error, EmbedtuneError):
+        return (
+            "memory ran out: close other programs, or set batch_tokens, finetune.batch_size or max_length lower, "
+            "and give the same command again; what was finished is kept."
+        )
     if isinstance(error, OSError) and not isinstance(error, EmbedtuneError):
         where = f" ({error.filename})" if error.filename else ""
         if is_disk_full(error):

@@ -38,7 +38,8 @@ from embedtune.embed.quantization import (
     place_quantized,
     settle_on_cpu,
 )
-from embedtune.errors import BackboneError, ConfigError, ResourceError, suggest_nearest
+from embedtune.errors import BackboneError, ConfigError, suggest_nearest
+from embedtune.memory import explain_out_of_memory
 
 #: How a model may be spread over devices; see accelerate's `device_map`.
 DEVICE_MAPS = (None, "auto", "balanced", "sequential")
@@ -390,7 +391,10 @@ def _load(
     dtype = getattr(torch, resolve_compute(precision, device))
     adapter = description.adapter
     lora = adapter is not None and is_lora(adapter)
-    try:
+    with explain_out_of_memory(
+        f"'{description.model_id}' in {precision} does not fit into the memory of {device}: set precision to "
+        "bfloat16, float16, int8 or nf4, device_map to auto, or device to cpu."
+    ):
         model, missing = load_weights(
             description.model_id,
             description.source if adapter is None or lora else adapter,
@@ -414,11 +418,6 @@ def _load(
                 parameter.data = parameter.data.to(dtype)
             if device_map is None:
                 model.to(torch.device(device))
-    except torch.OutOfMemoryError as error:
-        raise ResourceError(
-            f"'{description.model_id}' in {precision} does not fit into the memory of {device}: set precision to "
-            "bfloat16, float16, int8 or nf4, device_map to auto, or device to cpu."
-        ) from error
     if device_map is not None:
         device = _find_first_device(model)
     with hush_bitsandbytes():

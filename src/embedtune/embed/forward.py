@@ -16,6 +16,7 @@ from embedtune.embed.quantization import hush_bitsandbytes
 from embedtune.embed.runner import Column, Vectors, check_finite
 from embedtune.embed.tokens import PaddedBatch, Tokens, pad_tokens, pick_pad_id
 from embedtune.errors import ResourceError
+from embedtune.memory import is_out_of_memory
 
 
 class TorchRunner:
@@ -85,7 +86,9 @@ def embed_batch(
         batch = pad_tokens(tokens, rows, pad_id=pick_pad_id(backbone.tokenizer), n_tokens=n_tokens)
         try:
             vectors = _run(backbone, batch, columns=columns)
-        except torch.OutOfMemoryError:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             backbone.limit.lower(len(rows) * longest // 2)
     if vectors is None:  # outside the handler, whose traceback would keep the activations alive
         return _embed_halves(backbone, tokens, rows, columns=columns, max_length=max_length)

@@ -24,6 +24,7 @@ from embedtune.embed.pooling import OWN_TOKENS
 from embedtune.embed.runner import Column, Vectors, check_finite
 from embedtune.embed.tokens import Tokens
 from embedtune.errors import ResourceError
+from embedtune.memory import is_out_of_memory
 
 #: By backbone, what its first position is called; None if it can't be packed.
 _first_positions: weakref.WeakKeyDictionary[Backbone, int | None] = weakref.WeakKeyDictionary()
@@ -66,7 +67,9 @@ class PackedRunner:
         if self.backbone.limit.allows(n_tokens) or len(rows) == 1:
             try:
                 pooled = self._run(tokens, rows)
-            except torch.OutOfMemoryError:
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
                 self.backbone.limit.lower(n_tokens // 2)
         if pooled is not None:
             return self._send_back(pooled)

@@ -28,6 +28,7 @@ from embedtune.finetune.model import PooledClassifier
 from embedtune.finetune.rows import EpochBatches, sort_batches
 from embedtune.finetune.settings import Settings
 from embedtune.finetune.trunk import Trunk
+from embedtune.memory import is_out_of_memory
 from embedtune.progress import Bar, track
 
 with hush_bitsandbytes():  # the Trainer imports peft, which imports bitsandbytes, which logs what it lacks
@@ -202,6 +203,7 @@ class ClassifierTrainer(Trainer):
         self.head_learning_rate, self.paged = head_learning_rate, paged
         self.rows, self.training, self.validation, self.sampler = rows, training, validation, sampler
         self.classifier = model
+        self.most_texts = arguments.per_device_train_batch_size
         super().__init__(model, arguments, compute_metrics=_score, callbacks=callbacks)
         self.remove_callback(transformers.PrinterCallback)
 
@@ -234,6 +236,41 @@ class ClassifierTrainer(Trainer):
         lengths = self.rows.tokens.lengths[self.validation]
         batches = sort_batches(lengths, batch_size=EVALUATION_BATCH_SIZE)
         return load_batches(self, self.validation.tolist(), batches, collate=self.rows.pad)
+
+    def training_step(
+        self, model: Any, inputs: dict[str, torch.Tensor], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Take a step, in parts where memory doesn't hold its texts: the gradient is the whole step's, dropout aside.
+
+        How many texts memory held is remembered. A step that can't be parted, since its texts are compared with one
+        another or other processes wait for its gradient, fails.
+        """
+        n_texts = len(inputs["labels"])
+        while True:
+            try:
+                return self._step_in_parts(model, inputs, num_items_in_batch)
+            except Exception as error:
+                self.most_texts = min(self.most_texts, n_texts) // 2
+                is_whole = self.classifier.contrasts or find_group().size > 1
+                if not is_out_of_memory(error) or self.most_texts == 0 or is_whole:
+                    raise
+            model.zero_grad()
+            torch.cuda.empty_cache()
+
+    def _step_in_parts(
+        self, model: Any, inputs: dict[str, torch.Tensor], num_items_in_batch: Any
+    ) -> torch.Tensor:
+        n_texts = len(inputs["labels"])
+        if n_texts <= self.most_texts:
+            return super().training_step(model, inputs, num_items_in_batch)
+        weights = self.classifier.label_weights
+        weights = torch.ones_like(inputs["labels"]) if weights is None else weights[inputs["labels"]]
+        losses = []
+        for rows in torch.split(torch.arange(n_texts), self.most_texts):
+            part = {name: value[rows] for name, value in inputs.items()}
+            part["share"] = weights[rows].sum() / weights.sum()
+            losses.append(super().training_step(model, part, num_items_in_batch))
+        return torch.stack(losses).sum()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the trained parameters into a checkpoint."""

@@ -33,6 +33,7 @@ from embedtune.finetune.rows import index_labels, split_validation
 from embedtune.finetune.saved import FineTuned, read_finetuned
 from embedtune.finetune.settings import Settings, check_requirements, check_settings
 from embedtune.finetune.trunk import stand_on_trunk
+from embedtune.memory import explain_out_of_memory
 from embedtune.prompt.template import INSTRUCTION
 
 if TYPE_CHECKING:
@@ -270,7 +271,7 @@ def fine_tune(
             "trust_remote_code": trust_remote_code,
             "callbacks": callbacks,
         }
-        with keep_random_state(seed):
+        with keep_random_state(seed), explain_out_of_memory(_tell_memory(settings, device)):
             if objective == "instruction":
                 tune_by_instruction(description, settings, texts, y, **options)
             else:
@@ -279,6 +280,13 @@ def fine_tune(
                 )
         group.ask_leader(lambda: shutil.rmtree(folder / CHECKPOINTS))
     return read_finetuned(folder)
+
+
+def _tell_memory(settings: Settings, device: str) -> str:
+    return (
+        f"a step of {settings.batch_size} texts does not fit into the memory of {device}: set finetune.batch_size or "
+        "finetune.max_length lower, finetune.gradient_checkpointing to true, or finetune.method to lora."
+    )
 
 
 def resolve_training_precision(precision: str, device: str) -> str:

@@ -22,7 +22,8 @@ from embedtune.embed.quantization import (
     place_quantized,
     settle_on_cpu,
 )
-from embedtune.errors import BackboneError, ResourceError
+from embedtune.errors import BackboneError
+from embedtune.memory import explain_out_of_memory, is_out_of_memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +145,9 @@ def _load(description: Description, precision: str, device: str, trust_remote_co
     else:
         try:
             model = _move(model, device)
-        except torch.OutOfMemoryError:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             model = _move_alone(description.model_id, model, precision, device)
     accepted = inspect.signature(model.forward).parameters
     # `past_key_values` became `cache` in the course of transformers 5
@@ -171,10 +174,8 @@ def _move_alone(name: str, model: Any, precision: str, device: str) -> Any:
     gc.collect()
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
-    try:
+    with explain_out_of_memory(
+        f"'{name}' in {precision} does not fit into the memory of {device}: "
+        "set precision to bfloat16 or float16, or device to cpu."
+    ):
         return _move(model, device)
-    except torch.OutOfMemoryError as error:
-        raise ResourceError(
-            f"'{name}' in {precision} does not fit into the memory of {device}: "
-            "set precision to bfloat16 or float16, or device to cpu."
-        ) from error

@@ -20,6 +20,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from embedtune.embed.batching import plan_batches
 from embedtune.embed.tokens import pick_pad_id
 from embedtune.errors import BackboneError, ResourceError
+from embedtune.memory import explain_out_of_memory, is_out_of_memory
 from embedtune.progress import track
 from embedtune.prompt.decoder import Decoder
 from embedtune.prompt.questions import Question, count_common
@@ -160,13 +161,11 @@ def _read_shared(decoder: Decoder, ids: list[int]) -> _Shared:
         return nothing
     # a model without anything shared to read is shown one token, for the kind of its cache alone
     inputs = torch.tensor([ids or [pick_pad_id(decoder.tokenizer)]], device=decoder.device)
-    try:
+    with explain_out_of_memory(
+        f"the {len(ids)} tokens that all prompts begin with do not fit into the memory of {decoder.device}: "
+        "give fewer examples, set precision to bfloat16, or device to cpu."
+    ):
         output = _run(decoder, inputs, use_cache=True, n_logits=1)
-    except torch.OutOfMemoryError as error:
-        raise ResourceError(
-            f"the {len(ids)} tokens that all prompts begin with do not fit into the memory of {decoder.device}: "
-            "give fewer examples, set precision to bfloat16, or device to cpu."
-        ) from error
     cache = getattr(output, decoder.cache_argument, None)
     # recurrent states, indexes and the like can't be repeated, or mind padding
     kinds = {type(layer) for layer in getattr(cache, "layers", ())}
@@ -184,8 +183,10 @@ def _score_or_halve(
     score = _score_whole if shared.cache is None else _score_batch
     try:
         return score(decoder, shared, contexts, answers)
-    except torch.OutOfMemoryError:
-        pass  # go on outside the handler, whose traceback would keep the activations alive
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        # go on outside the handler, whose traceback would keep the activations alive
     if decoder.device.startswith("cuda"):
         torch.cuda.empty_cache()
     if len(contexts) > 1:

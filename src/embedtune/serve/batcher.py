@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedtune.embed.backbone import hold_descriptions
-from embedtune.errors import ResourceError
+from embedtune.memory import is_out_of_memory
 from embedtune.serve.limits import Limits
 from embedtune.serve.metrics import Metrics
 from embedtune.serve.models import Kind, ServedModel, TokenCounts
@@ -295,13 +295,6 @@ class Batcher:
 
         with contextlib.suppress(RuntimeError):  # the event loop is closed: nobody waits
             job.future.get_loop().call_soon_threadsafe(answer)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether memory ran out, whichever library met it."""
-    if isinstance(error, MemoryError | ResourceError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and "allocate" in str(error) and "memory" in str(error)
 
 
 def _refuse_dead() -> Refusal:

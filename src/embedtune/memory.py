@@ -1,0 +1,36 @@
+"""Memory that ran out, whichever library met it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from embedtune.errors import EmbedtuneError, ResourceError
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether memory ran out, on a device or here, for which torch has no kind of error of its own."""
+    if isinstance(error, MemoryError | ResourceError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    said = str(error)
+    return isinstance(error, RuntimeError) and (
+        ("allocate" in said and "memory" in said) or "bad_alloc" in said
+    )
+
+
+@contextmanager
+def explain_out_of_memory(line: str) -> Iterator[None]:
+    """Turn what libraries raise when memory runs out into a line that says what to do.
+
+    Raises
+    ------
+    ResourceError
+    """
+    try:
+        yield
+    except EmbedtuneError:
+        raise
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ResourceError(line) from error
