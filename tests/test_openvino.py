@@ -15,10 +15,12 @@ import pytest
 
 import tiny_models
 from embedtune.embed import backend as module
+from embedtune.embed import openvino
+from embedtune.embed.backbone import release_backbones
 from embedtune.embed.backend import name_reading, resolve_backend
 from embedtune.embed.encoder import TransformerEncoder
 from embedtune.embed.precision import multiplies_bfloat16
-from embedtune.errors import BackboneError, ConfigError, MissingExtraError
+from embedtune.errors import BackboneError, ConfigError, MissingExtraError, ResourceError
 from encoder_cases import TEXTS, encode
 
 POOLINGS = ("mean", "weighted_mean", "cls", "last", "max")
@@ -209,3 +211,52 @@ def test_interrupt_while_a_model_is_converted_is_one(
     monkeypatch.setattr(TorchScriptPythonDecoder, "get_op_type", get_op_type)
     with pytest.raises(KeyboardInterrupt):
         encode(tiny_bert, backend="openvino", precision="float32", layers=(-2,))
+
+
+def test_batch_that_this_machine_does_not_hold_is_read_in_parts_and_the_size_remembered(
+    tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release_backbones()
+    texts = [f"sales {n} rose in the north" for n in range(32)]
+    encoder = TransformerEncoder(tiny_bert, backend="openvino", precision="float32", batch_tokens=256)
+    expected = encoder.transform(texts)
+    compile_all, tried, compiled = openvino._compile, [], []
+
+    class Small:
+        """A request that has room for few texts; one that failed fails ever after, as its stream's shapes do."""
+
+        def __init__(self, request: Any, shared: dict[str, bool]) -> None:
+            self.request, self.shared = request, shared
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.request, name)
+
+        def start_async(self, inputs: list[Any]) -> None:
+            tried.append(len(inputs[0]))
+            self.shared["failed"] |= tried[-1] > 5
+            self.request.start_async(inputs)
+
+        def wait(self) -> None:
+            self.request.wait()
+            if self.shared["failed"]:
+                raise RuntimeError("[CPU] Add node can't alloc\n")
+
+    def compile_small(*args: Any, **named: Any) -> Any:
+        shared = {"failed": False}
+        compiled.append(named["anew"])
+        return tuple(Small(request, shared) for request in compile_all(*args, **named))
+
+    monkeypatch.setattr(openvino, "_compile", compile_small)
+    np.testing.assert_allclose(encoder.transform(texts), expected, rtol=0, atol=1e-5)
+    assert max(tried) > 5
+    assert 1 <= sum(compiled) <= 3  # 8, 4 texts, and what ran beside them
+    tried.clear()
+    np.testing.assert_allclose(encoder.transform(texts), expected, rtol=0, atol=1e-5)
+    assert max(tried) <= 5
+    release_backbones()
+    monkeypatch.setattr(Small, "wait", lambda self: (_ for _ in ()).throw(RuntimeError("can't alloc")))
+    with pytest.raises(
+        ResourceError, match=r"^a text of \d+ tokens does not fit into the memory of cpu: set max"
+    ):
+        encoder.transform(texts)
+    release_backbones()

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from embedtune.errors import EmbedtuneError, ResourceError
+
+#: Of torch's allocator, of oneDNN (which has no other word for it), of OpenVINO, of cuBLAS, of C++.
+_SIGNS = (
+    "allocate.*memory",
+    "memory.*allocate",
+    "could not create a primitive$",
+    "can't alloc",
+    "ALLOC_FAILED",
+    "bad_alloc",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether memory ran out, on a device or here, for which torch has no kind of error of its own."""
     if isinstance(error, MemoryError | ResourceError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    said = str(error)
-    return isinstance(error, RuntimeError) and (
-        ("allocate" in said and "memory" in said) or "bad_alloc" in said
-    )
+    return isinstance(error, RuntimeError) and any(re.search(sign, str(error), re.DOTALL) for sign in _SIGNS)
 
 
 @contextmanager

@@ -13,9 +13,8 @@ from embedtune.embed.backbone import Backbone
 from embedtune.embed.hidden import read_hidden
 from embedtune.embed.pooling import OWN_TOKENS, pool, pool_all_positions
 from embedtune.embed.quantization import hush_bitsandbytes
-from embedtune.embed.runner import Column, Vectors, check_finite
+from embedtune.embed.runner import Column, Vectors, check_finite, refuse_long_text
 from embedtune.embed.tokens import PaddedBatch, Tokens, pad_tokens, pick_pad_id
-from embedtune.errors import ResourceError
 from embedtune.memory import is_out_of_memory
 
 
@@ -105,10 +104,7 @@ def _embed_halves(
     max_length: int,
 ) -> Vectors:
     if len(rows) == 1:
-        raise ResourceError(
-            f"a text of {len(tokens.ids[rows[0]])} tokens does not fit into the memory of {backbone.device}: "
-            "set max_length lower, precision to bfloat16, or device to cpu."
-        )
+        raise refuse_long_text(len(tokens.ids[rows[0]]), backbone.device)
     if backbone.device.startswith("cuda"):
         torch.cuda.empty_cache()
     middle = len(rows) // 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import signal
 import sys
 import threading
@@ -20,9 +21,10 @@ from embedtune.embed.backbone import Backbone, count_kept
 from embedtune.embed.graph import PooledReading, make_example
 from embedtune.embed.precision import multiplies_bfloat16
 from embedtune.embed.quiet import hush_libraries
-from embedtune.embed.runner import Column, Vectors, check_finite
+from embedtune.embed.runner import Column, Vectors, check_finite, refuse_long_text
 from embedtune.embed.tokens import Tokens, pad_tokens, pick_pad_id
 from embedtune.errors import BackboneError
+from embedtune.memory import is_out_of_memory
 
 #: Columns of a weight matrix's input that share a scale, found anew for each token.
 ACTIVATION_GROUP = 128
@@ -59,34 +61,72 @@ class OpenVinoRunner:
 
     def __init__(self, backbone: Backbone, columns: Sequence[Column], *, precision: str) -> None:
         self.backbone, self.columns, self.precision = backbone, tuple(columns), precision
-        self._requests = _compile(backbone, self.columns, precision, n_streams=torch.get_num_threads())
+        self._requests = self._compile()
 
     def run(
         self, tokens: Tokens, batches: Iterable[NDArray[np.intp]]
     ) -> Iterator[tuple[NDArray[np.intp], Vectors]]:
-        """Yield each batch's rows and vectors; the batches after it are already being read."""
-        idle = list(self._requests)
-        running: deque[tuple[Any, NDArray[np.intp]]] = deque()
+        """Yield each batch's rows and vectors; the batches after it are already being read.
+
+        A batch that memory doesn't hold is read, and yielded, in parts.
+        """
         pad_id = pick_pad_id(self.backbone.tokenizer)
+        planned = iter(batches)
+        todo: deque[NDArray[np.intp]] = deque()
+        idle, running = list(self._requests), deque[tuple[Any, NDArray[np.intp]]]()
         try:
-            for rows in batches:
-                if not idle:
-                    request, done = running.popleft()
-                    yield done, self._collect(request)
-                    idle.append(request)
-                batch = pad_tokens(tokens, rows, pad_id=pad_id)
-                request = idle.pop()
-                request.start_async([batch.ids, batch.mask, batch.counted])
-                running.append((request, rows))
-            while running:
-                request, done = running.popleft()
-                yield done, self._collect(request)
+            while True:
+                if not todo:
+                    todo.extend(itertools.islice(planned, 1))
+                if todo and idle:
+                    rows = self._pick(todo, tokens)
+                    batch = pad_tokens(tokens, rows, pad_id=pad_id)
+                    running.append((idle.pop(), rows))
+                    running[-1][0].start_async([batch.ids, batch.mask, batch.counted])
+                elif running:
+                    request, rows = running[0]
+                    try:
+                        request.wait()
+                    except RuntimeError as error:
+                        self._lower_limit(error, tokens, rows)
+                    else:
+                        running.popleft()
+                        yield rows, self._collect(request)
+                        idle.append(request)
+                        continue
+                    # a failed request's stream keeps shapes that fit no more
+                    todo.extendleft(rows for _, rows in reversed(running))
+                    _wait(running)
+                    self._requests = self._compile(anew=True)
+                    idle = list(self._requests)
+                else:
+                    return
         finally:
-            for request, _ in running:
-                request.wait()
+            _wait(running)
+
+    def _compile(self, *, anew: bool = False) -> tuple[Any, ...]:
+        n_streams = torch.get_num_threads()
+        return _compile(self.backbone, self.columns, self.precision, n_streams=n_streams, anew=anew)
+
+    def _pick(self, todo: deque[NDArray[np.intp]], tokens: Tokens) -> NDArray[np.intp]:
+        """Take rows that may be tried at once."""
+        while True:
+            rows = todo.popleft()
+            if len(rows) == 1 or self.backbone.limit.allows(_count_padded(tokens, rows)):
+                return rows
+            middle = len(rows) // 2
+            todo.extendleft((rows[middle:], rows[:middle]))
+
+    def _lower_limit(self, error: RuntimeError, tokens: Tokens, rows: NDArray[np.intp]) -> None:
+        """Remember that memory doesn't hold these rows; raise the error if it is another one."""
+        if not is_out_of_memory(error):
+            raise error
+        n_tokens = _count_padded(tokens, rows)
+        if len(rows) == 1:
+            raise refuse_long_text(n_tokens, self.backbone.device) from error
+        self.backbone.limit.lower(n_tokens // 2)
 
     def _collect(self, request: Any) -> Vectors:
-        request.wait()
         vectors = {
             column: request.get_output_tensor(number).data.copy()
             for number, column in enumerate(self.columns)
@@ -100,6 +140,17 @@ class OpenVinoRunner:
         return vectors
 
 
+def _wait(running: deque[tuple[Any, NDArray[np.intp]]]) -> None:
+    """Wait until nothing runs, however it ends."""
+    while running:
+        with contextlib.suppress(RuntimeError):
+            running.popleft()[0].wait()
+
+
+def _count_padded(tokens: Tokens, rows: NDArray[np.intp]) -> int:
+    return len(rows) * max(len(tokens.ids[row]) for row in rows)
+
+
 def _import_openvino() -> Any:
     """Import OpenVINO as if its telemetry weren't installed, which reports each import to its makers."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
@@ -107,12 +158,14 @@ def _import_openvino() -> Any:
 
 
 def _compile(
-    backbone: Backbone, columns: tuple[Column, ...], precision: str, *, n_streams: int
+    backbone: Backbone, columns: tuple[Column, ...], precision: str, *, n_streams: int, anew: bool
 ) -> tuple[Any, ...]:
     """Return the graph's requests, one for each stream and one to be filled meanwhile; a new one is slow at first."""
     openvino = _import_openvino()
     key = (backbone.description, columns, precision, n_streams)
     with _lock:
+        if anew:
+            _compiled.pop(key, None)
         if key not in _compiled:
             while len(_compiled) >= count_kept():
                 _compiled.popitem(last=False)
@@ -150,6 +203,8 @@ def _convert(backbone: Backbone, columns: tuple[Column, ...]) -> Any:
             )
             graph = frontend.convert(frontend.load(traced))
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise BackboneError(
             f"'{backbone.model_id}' can't be converted for OpenVINO ({str(error).strip().splitlines()[0][:200]}): "
             "set backend to torch."

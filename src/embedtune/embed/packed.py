@@ -21,9 +21,8 @@ from embedtune.embed.packed_attention import (
     use_packed_attention,
 )
 from embedtune.embed.pooling import OWN_TOKENS
-from embedtune.embed.runner import Column, Vectors, check_finite
+from embedtune.embed.runner import Column, Vectors, check_finite, refuse_long_text
 from embedtune.embed.tokens import Tokens
-from embedtune.errors import ResourceError
 from embedtune.memory import is_out_of_memory
 
 #: By backbone, what its first position is called; None if it can't be packed.
@@ -74,10 +73,7 @@ class PackedRunner:
         if pooled is not None:
             return self._send_back(pooled)
         if len(rows) == 1:
-            raise ResourceError(
-                f"a text of {n_tokens} tokens does not fit into the memory of {self.backbone.device}: "
-                "set max_length lower, precision to bfloat16, or device to cpu."
-            )
+            raise refuse_long_text(n_tokens, self.backbone.device)
         torch.cuda.empty_cache()
         middle = len(rows) // 2
         halves = [self._start(tokens, half)() for half in (rows[:middle], rows[middle:])]

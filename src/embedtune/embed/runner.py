@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedtune.embed.tokens import Tokens
-from embedtune.errors import BackboneError
+from embedtune.errors import BackboneError, ResourceError
 
 #: What is read of a text in one piece: a hidden state's number, and how it is pooled.
 Column = tuple[int, str]
@@ -49,3 +49,11 @@ def check_finite(
                 f"layer {layer} of '{model_id}' gives values that aren't finite in {precision}: "
                 f"{advice}, or check the checkpoint."
             )
+
+
+def refuse_long_text(n_tokens: int, device: str) -> ResourceError:
+    """Return the error of a text that memory doesn't hold even alone."""
+    return ResourceError(
+        f"a text of {n_tokens} tokens does not fit into the memory of {device}: set max_length lower, precision to "
+        "bfloat16, or device to cpu."
+    )
