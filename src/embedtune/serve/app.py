@@ -31,6 +31,7 @@ from embedtune.serve.requests import (
     pick_model,
     read_body,
 )
+from embedtune.serve.shedding import Shedder
 from embedtune.serve.words import MAX_SPANS, find_spans, leave_out
 
 _BEARER = HTTPBearer(auto_error=False, description="The server's EMBEDTUNE_API_KEY, if it has one.")
@@ -84,7 +85,10 @@ def make_app(
     pages.add_pages(app)
     app.add_exception_handler(Refusal, _answer_refusal)
     app.add_exception_handler(HTTPException, _answer_http)
-    app.add_middleware(Gate, metrics=metrics, paths={*app.openapi()["paths"], "/", "/docs", "/openapi.json"})
+    described = app.openapi()["paths"]
+    read = {path for path, methods in described.items() if "post" in methods}
+    app.add_middleware(Shedder, batcher=batcher, paths=read)
+    app.add_middleware(Gate, metrics=metrics, paths={*described, "/", "/docs", "/openapi.json"})
     return app
 
 

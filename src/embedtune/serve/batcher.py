@@ -104,7 +104,7 @@ class Batcher:
         future: asyncio.Future[Reading] = asyncio.get_running_loop().create_future()
         job = _Job(model, kind, texts, future)
         with self._wake:
-            self._check(len(texts))
+            self.check(len(texts))
             self._queues.setdefault(job.key, deque()).append(job)
             self._open.add(job)
             self._n_unread += len(texts)
@@ -126,7 +126,8 @@ class Batcher:
     def is_closing(self) -> bool:
         return self._is_closing
 
-    def _check(self, n_texts: int) -> None:
+    def check(self, n_texts: int) -> None:
+        """Raise the Refusal that so many further texts would meet now."""
         if self._is_closing:
             raise Refusal(503, "the server is stopping: ask another one.", code="stopping")
         if self._is_dead:
