@@ -384,6 +384,20 @@ def test_what_would_wait_too_long_is_refused_at_once(classifier):
     assert answer.headers["Retry-After"] == "1"
 
 
+def test_what_has_no_room_is_refused_before_its_body_comes(classifier):
+    slow = Slow(classifier)
+    with run_server({"moves": slow}, limits=Limits(max_delay_ms=5)) as running, ThreadPoolExecutor(8) as pool:
+        first = pool.submit(running.post, "/v1/predict", {"input": TEXTS[:3]})
+        assert slow.entered.wait(30)
+        address = (running.server.config.host, int(running.url.rpartition(":")[2]))
+        with socket.create_connection(address, timeout=5) as connection:
+            connection.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
+            assert connection.recv(1000).startswith(b"HTTP/1.1 429")
+        assert running.get("/v1/models").status_code == 200
+        slow.go.set()
+        assert first.result().status_code == 200
+
+
 def test_key_is_needed_where_there_is_one(lexical):
     with run_server({"words": lexical}, key="sésame") as running:
         refused = [
