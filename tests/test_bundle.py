@@ -136,7 +136,9 @@ def relist(bundle: Path, **files: str) -> None:
     edit(bundle, files={**listed, **{name: hash_file(bundle / name) for name in files.values()}})
 
 
-@pytest.mark.parametrize("name", ["numpy.fromfile", "numpy.f2py.__main__.main", "numpy.memmap", "builtins.eval"])
+@pytest.mark.parametrize(
+    "name", ["numpy.fromfile", "numpy.f2py.__main__.main", "numpy.memmap", "builtins.eval"]
+)
 def test_function_or_module_in_place_of_a_class_is_refused(bundle: Path, name: str) -> None:
     with zipfile.ZipFile(bundle / "head.skops") as archive:
         files = {member: archive.read(member) for member in archive.namelist()}
@@ -152,8 +154,12 @@ def test_function_or_module_in_place_of_a_class_is_refused(bundle: Path, name: s
 def test_head_that_a_bundle_cannot_hold_is_told_when_it_is_saved(tmp_path: Path) -> None:
     from sklearn.ensemble import RandomForestClassifier
 
-    classifier = EmbedClassifier([LexicalEncoder()], RandomForestClassifier(n_estimators=2)).fit(TEXTS, LABELS)
-    with pytest.raises(BundleError, match=r"RandomForestClassifier holds types that a bundle can't \(sklearn.tree"):
+    classifier = EmbedClassifier([LexicalEncoder()], RandomForestClassifier(n_estimators=2)).fit(
+        TEXTS, LABELS
+    )
+    with pytest.raises(
+        BundleError, match=r"RandomForestClassifier holds types that a bundle can't \(sklearn.tree"
+    ):
         classifier.save(tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
 

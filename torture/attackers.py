@@ -85,7 +85,8 @@ def make_bundle(workshop: Workshop) -> Path:
         return bundle
     labels = ["up", "down"] * 12
     tuned = fine_tune(
-        workshop.backbone, TEXTS * 4, labels=labels, label_names=["down", "up"], method="lora", epochs=1, max_length=32,
+        workshop.backbone, TEXTS * 4, labels=labels, label_names=["down", "up"], method="lora", epochs=1,
+        max_length=32,
         output_dir=workshop.fresh("lora"), device="cpu",
     )  # fmt: skip
     views = [
@@ -100,7 +101,7 @@ def make_bundle(workshop: Workshop) -> Path:
 
 
 def attack_server(workshop: Workshop, random: Random) -> Iterator[Outcome]:
-    """Lines, headers and bodies of all sorts: never a 5xx, an honest request is answered right after, nothing is logged."""
+    """Never a 5xx, an honest request is answered right after, and nothing of it is logged."""
     with serve(workshop, random) as (url, key, watch):
         while True:
             sent, said = wire.make_request(random, key)
@@ -117,12 +118,16 @@ def guess_keys(workshop: Workshop, random: Random) -> Iterator[Outcome]:
     with serve(workshop, random) as (url, key, watch):
         while True:
             lines = wire.make_guess(random, key)
-            path = random.choice((b"POST /v1/predict", b"GET /v1/models", b"GET /metrics", b"GET /v1/models/moves"))
+            path = random.choice(
+                (b"POST /v1/predict", b"GET /v1/models", b"GET /metrics", b"GET /v1/models/moves")
+            )
             head = [path + b" HTTP/1.1", b"Host: here", b"Connection: close", *lines]
             answer = wire.send(url, b"\r\n".join(head) + b"\r\n\r\n")
             statuses = wire.list_statuses(answer)
             trouble = watch() if statuses in ([401], [400]) else f"{statuses}"
-            yield Outcome(f"{statuses[0]}" if statuses else "closed", trouble and f"{lines!r:.200}: {trouble}")
+            yield Outcome(
+                f"{statuses[0]}" if statuses else "closed", trouble and f"{lines!r:.200}: {trouble}"
+            )
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Data, settings and checkpoints of somebody else's that would run code, and outputs made of hostile labels and texts."""
+"""Data, settings and checkpoints that would run code, and outputs made of hostile labels and texts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from torture.inputs import SUFFIXES
 from torture.plants import Touch, make_pickle
 from torture.rot import TEXTS
 from torture.runner import Outcome
@@ -38,13 +39,21 @@ def make_data(folder: Path, random: Random, mark: Path) -> tuple[str, str]:
             (folder / "dataset_infos.json").write_text('{"default": {"builder_name": "custom"}}')
         return str(folder), "a loading script"
     if kind == 1:  # a card that names files elsewhere
-        target = random.choice(("../../../etc/passwd", "/etc/passwd", "http://127.0.0.1:9/x.csv", "*.py", "hf://datasets/a/b/x.csv"))
+        target = random.choice(
+            (
+                "../../../etc/passwd",
+                "/etc/passwd",
+                "http://127.0.0.1:9/x.csv",
+                "*.py",
+                "hf://datasets/a/b/x.csv",
+            )
+        )
         front = {"configs": [{"config_name": "default", "data_files": target}], "builder": "custom"}
         (folder / "README.md").write_text(f"---\n{json.dumps(front)}\n---\n")
         (folder / "rows.csv").write_text(ROWS)
         return str(folder), f"a card that names {target}"
     if kind == 2:  # a pickle under a table's name
-        path = folder / f"rows{random.choice(('.csv', '.tsv', '.jsonl', '.json', '.txt', '.xlsx', '.parquet', '.arrow', '.feather'))}"
+        path = folder / f"rows{random.choice((*SUFFIXES, '.feather'))}"
         path.write_bytes(make_pickle(random, mark))
         return str(path), f"a pickle as {path.name}"
     if kind == 3:  # Arrow types that readers once unpickled
@@ -52,17 +61,37 @@ def make_data(folder: Path, random: Random, mark: Path) -> tuple[str, str]:
         _write_arrow(path, random, mark)
         return str(path), f"a type of Python's in {path.name}"
     if kind == 4:  # a folder as save_to_disk writes it
-        state = {"_data_files": [{"filename": random.choice(("../../../etc/passwd", "/etc/passwd", "data.pkl"))}]}
-        state |= {"_fingerprint": "x", "_format_type": random.choice((None, "custom", "torch", "os.system")), "_split": None}
-        (folder / "state.json").write_text(json.dumps({**state, "_format_columns": None, "_format_kwargs": {}}))
-        (folder / "dataset_info.json").write_text(json.dumps({"features": {"text": {"_type": random.choice(("Custom", "Value"))}}}))
+        state = {
+            "_data_files": [{"filename": random.choice(("../../../etc/passwd", "/etc/passwd", "data.pkl"))}]
+        }
+        state |= {
+            "_fingerprint": "x",
+            "_format_type": random.choice((None, "custom", "torch", "os.system")),
+            "_split": None,
+        }
+        (folder / "state.json").write_text(
+            json.dumps({**state, "_format_columns": None, "_format_kwargs": {}})
+        )
+        (folder / "dataset_info.json").write_text(
+            json.dumps({"features": {"text": {"_type": random.choice(("Custom", "Value"))}}})
+        )
         (folder / "data.pkl").write_bytes(make_pickle(random, mark))
         return str(folder), "a saved data set"
     if kind == 5:  # a workbook with an external entity
         path = folder / "rows.xlsx"
         _write_workbook(path)
         return str(path), "a workbook with an entity"
-    name = random.choice(("team/data", "../team/data", "team/data.py", f"{folder}/x.py", "file:///etc/passwd", "pickle", "python://x"))
+    name = random.choice(
+        (
+            "team/data",
+            "../team/data",
+            "team/data.py",
+            f"{folder}/x.py",
+            "file:///etc/passwd",
+            "pickle",
+            "python://x",
+        )
+    )
     (folder / "x.py").write_text(_write_script(mark))
     return name, f"the source {name}"
 
@@ -95,10 +124,15 @@ def _write_arrow(path: Path, random: Random, mark: Path) -> None:
     import pyarrow.parquet as pq
 
     evil = pickle.dumps(Touch(mark))
-    name = random.choice((b"arrow.py_extension_type", b"pandas.period", b"arrow.json", b"arrow.opaque", b"custom.x"))
+    name = random.choice(
+        (b"arrow.py_extension_type", b"pandas.period", b"arrow.json", b"arrow.opaque", b"custom.x")
+    )
     metadata = {b"ARROW:extension:name": name, b"ARROW:extension:metadata": evil}
     fields = [pa.field("text", pa.string(), metadata=metadata), pa.field("label", pa.string())]
-    schema = pa.schema(fields, metadata={b"pandas": evil, b"huggingface": b'{"info": {"features": {"text": {"_type": "Custom"}}}}'})
+    schema = pa.schema(
+        fields,
+        metadata={b"pandas": evil, b"huggingface": b'{"info": {"features": {"text": {"_type": "Custom"}}}}'},
+    )
     table = pa.table([[f"sales {n} rose" for n in range(24)], ["up", "down"] * 12], schema=schema)
     if path.suffix == ".parquet":
         pq.write_table(table, path)
@@ -127,22 +161,31 @@ def _write_workbook(path: Path) -> None:
                 if not text[1]:
                     data = (entity + text[0]).encode()
             if name == "xl/sharedStrings.xml":
-                data = b'<!DOCTYPE w [<!ENTITY x SYSTEM "file:///etc/passwd">]>' + data.replace(b"sales 0 rose", b"&x;")
+                data = b'<!DOCTYPE w [<!ENTITY x SYSTEM "file:///etc/passwd">]>' + data.replace(
+                    b"sales 0 rose", b"&x;"
+                )
             new.writestr(name, data)
 
 
 # -- settings
 
 TAGS = (
-    "!!python/object/apply:os.system ['touch {}']", "!!python/object/new:os.system ['touch {}']", "!!python/name:os.system",
-    "!!python/module:this", "!!python/object:torture.plants.Touch {{mark: '{}'}}", "!<tag:yaml.org,2002:python/object/apply:os.system> ['{}']",
-    "!!python/object/apply:builtins.exec ['open(\"{}\", \"w\")']", "!!python/tuple [a]", "!!binary aGk=", "${{oc.env:HOME}}", "{{{{7*7}}}}",
-    "$(touch {})", "`touch {}`", "!include /etc/passwd", "!ENV {}", "file:///etc/passwd", "!!set {{a}}", "__import__('os').system('touch {}')",
+    "!!python/object/apply:os.system ['touch {}']", "!!python/object/new:os.system ['touch {}']",
+    "!!python/name:os.system",
+    "!!python/module:this", "!!python/object:torture.plants.Touch {{mark: '{}'}}",
+    "!<tag:yaml.org,2002:python/object/apply:os.system> ['{}']",
+    "!!python/object/apply:builtins.exec ['open(\"{}\", \"w\")']", "!!python/tuple [a]", "!!binary aGk=",
+    "${{oc.env:HOME}}", "{{{{7*7}}}}",
+    "$(touch {})", "`touch {}`", "!include /etc/passwd", "!ENV {}", "file:///etc/passwd", "!!set {{a}}",
+    "__import__('os').system('touch {}')",
 )  # fmt: skip
 KEYS = (
-    "name", "tasks", "tasks.moves.source", "embed.views", "embed.views.bert.model", "embed.store", "finetune.method", "fit.head",
-    "fit.class", "compare.arms", "track", "prompt.endpoint", "trust_remote_code", "embed.views.bert.trust_remote_code", "compat",
-    "quirks", "by_task", "__class__", "embed.device", "finetune.scheduler", "finetune.optimizer", "fit.head_options", "hooks",
+    "name", "tasks", "tasks.moves.source", "embed.views", "embed.views.bert.model", "embed.store",
+    "finetune.method", "fit.head",
+    "fit.class", "compare.arms", "track", "prompt.endpoint", "trust_remote_code",
+    "embed.views.bert.trust_remote_code", "compat",
+    "quirks", "by_task", "__class__", "embed.device", "finetune.scheduler", "finetune.optimizer",
+    "fit.head_options", "hooks",
 )  # fmt: skip
 
 
@@ -180,8 +223,10 @@ def read_checkpoints(workshop: Workshop, random: Random, judge: Judge) -> Iterat
                 raise Stopped
 
         fine_tune(
-            workshop.backbone, TEXTS * 6, labels=["up", "down"] * 18, label_names=["down", "up"], method="lora", epochs=3,
-            batch_size=8, max_length=32, output_dir=folder, device="cpu", on_epoch=look, validation_fraction=0.3,
+            workshop.backbone, TEXTS * 6, labels=["up", "down"] * 18, label_names=["down", "up"],
+            method="lora", epochs=3,
+            batch_size=8, max_length=32, output_dir=folder, device="cpu", on_epoch=look,
+            validation_fraction=0.3,
             patience=None,
         )  # fmt: skip
 
@@ -210,9 +255,12 @@ def read_checkpoints(workshop: Workshop, random: Random, judge: Judge) -> Iterat
 # -- outputs
 
 EVIL = (
-    "=cmd|'/c calc'!A0", "+1+cmd|x", "-2+3", "@SUM(1)", "\tx", "\rx", "<script>canary()</script>", "<img src=x onerror=canary()>",
-    "\"><svg onload=canary()>", "javascript:canary()", "{{canary}}", "${canary}", "../../etc/passwd", "/etc/passwd", "a\0b",
-    "\x1b]0;canary\x07", "\u202egnp", "</title><script>canary()</script>", "' onmouseover='canary()", "`canary`", "[x](javascript:canary())",
+    "=cmd|'/c calc'!A0", "+1+cmd|x", "-2+3", "@SUM(1)", "\tx", "\rx", "<script>canary()</script>",
+    "<img src=x onerror=canary()>",
+    "\"><svg onload=canary()>", "javascript:canary()", "{{canary}}", "${canary}", "../../etc/passwd",
+    "/etc/passwd", "a\0b",
+    "\x1b]0;canary\x07", "\u202egnp", "</title><script>canary()</script>", "' onmouseover='canary()",
+    "`canary`", "[x](javascript:canary())",
     "<!--", "]]>", "&lt;script&gt;", "a,b", 'a"b', "a;b", "CON", "..", "%00", "=1", "<a href='//x'>x</a>",
 )  # fmt: skip
 
@@ -245,14 +293,30 @@ def write_outputs(workshop: Workshop, random: Random) -> Iterator[Outcome]:
         with rows.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["text", "label"])
-            writer.writerows([f"{random.choice(EVIL)} {n} {('rose', 'fell')[n % 2]}", labels[n % 2]] for n in range(60))
-        words = ["run", "--data", rows, "--text-column", "text", "--label-column", "label", "--out", out, "-q"]
+            writer.writerows(
+                [f"{random.choice(EVIL)} {n} {('rose', 'fell')[n % 2]}", labels[n % 2]] for n in range(60)
+            )
+        words = [
+            "run",
+            "--data",
+            rows,
+            "--text-column",
+            "text",
+            "--label-column",
+            "label",
+            "--out",
+            out,
+            "-q",
+        ]
         code, said = call(*words, "compare.arms=[majority,floor]", *SETTINGS[:2])
         trouble = "" if code == 0 or (code == 2 and said.startswith("error: ")) else said[-500:]
         if code == 0:
             code, said = call("predict", out / "bundle", rows, "-o", folder / "labelled.csv", "-q")
             trouble = ("" if code == 0 else said[-500:]) or find_acts(folder, out)
-        yield Outcome("harmless" if (folder / "labelled.csv").exists() else "refused", trouble and f"{labels}: {trouble}")
+        yield Outcome(
+            "harmless" if (folder / "labelled.csv").exists() else "refused",
+            trouble and f"{labels}: {trouble}",
+        )
         shutil.rmtree(folder)
 
 
@@ -262,7 +326,11 @@ def find_acts(folder: Path, run: Path) -> str:
     for path in tables:
         with path.open(encoding="utf-8", newline="") as file:
             cells = [cell for row in csv.reader(file) for cell in row]
-        bad = [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r")) and not is_number(cell)]
+        bad = [
+            cell
+            for cell in cells
+            if cell.startswith(("=", "+", "-", "@", "\t", "\r")) and not is_number(cell)
+        ]
         if bad:
             return f"{path.name} has the cell {bad[0]!r}"
     page = Page()
@@ -270,7 +338,11 @@ def find_acts(folder: Path, run: Path) -> str:
     if page.acts:
         return f"report.html has {page.acts[0]}"
     card = (run / "bundle" / "README.md").read_text(encoding="utf-8")
-    return "the card has a tag" if "<script" in card.replace("\\<", "") or "](javascript" in card.replace("\\]", "") else ""
+    return (
+        "the card has a tag"
+        if "<script" in card.replace("\\<", "") or "](javascript" in card.replace("\\]", "")
+        else ""
+    )
 
 
 def is_number(cell: str) -> bool:

@@ -70,7 +70,8 @@ def put_pickle(folder: Path, random: Random, mark: Path) -> str:
     there = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
     homes = sorted({str(Path(name).parent) for name in there})
     known = (
-        "head.pkl", "pytorch_model.bin", "adapter_model.bin", "training_args.bin", "optimizer.pt", "vectors.npy",
+        "head.pkl", "pytorch_model.bin", "adapter_model.bin", "training_args.bin", "optimizer.pt",
+        "vectors.npy",
         "arrays.npz", "model.joblib", "vocab.pkl", "tf_model.h5", "model.ckpt.index", "flax_model.msgpack",
     )  # fmt: skip
     if random.random() < 0.4:
@@ -89,14 +90,18 @@ def put_pickle(folder: Path, random: Random, mark: Path) -> str:
 
 #: Callables and modules that a file of types must not reach.
 NAMES = (
-    ("os", "system"), ("posix", "system"), ("subprocess", "Popen"), ("builtins", "eval"), ("builtins", "exec"),
+    ("os", "system"), ("posix", "system"), ("subprocess", "Popen"), ("builtins", "eval"),
+    ("builtins", "exec"),
     ("builtins", "getattr"), ("builtins", "__import__"), ("builtins", "open"), ("functools", "partial"),
     ("operator", "methodcaller"), ("operator", "attrgetter"), ("pathlib", "Path"), ("types", "FunctionType"),
-    ("importlib", "import_module"), ("numpy.f2py.__main__", "main"), ("numpy", "memmap"), ("numpy", "fromfile"),
+    ("importlib", "import_module"), ("numpy.f2py.__main__", "main"), ("numpy", "memmap"),
+    ("numpy", "fromfile"),
     ("numpy", "load"), ("sklearn.externals._arff", "load"), ("sklearn.utils._testing", "TempMemmap"),
-    ("sklearn.tree._tree", "Tree"), ("sklearn.conftest", "pyplot"), ("scipy.sparse", "load_npz"), ("torch", "load"),
+    ("sklearn.tree._tree", "Tree"), ("sklearn.conftest", "pyplot"), ("scipy.sparse", "load_npz"),
+    ("torch", "load"),
     ("embedtune.files", "replace_dir"), ("embedtune.heads.together", "torch"), ("torture.plants", "Touch"),
-    ("skops.io", "load"), ("", ""), ("__main__", "x"), ("embedtune.heads.auto", "AutoHead.fit"), ("this", "s"),
+    ("skops.io", "load"), ("", ""), ("__main__", "x"), ("embedtune.heads.auto", "AutoHead.fit"),
+    ("this", "s"),
 )  # fmt: skip
 
 
@@ -176,7 +181,8 @@ def put_link(folder: Path, random: Random, mark: Path) -> str:
     path = random.choice([*paths, folder / "README.md", folder / "bundle.json", folder / "more"])
     inside = path.relative_to(folder)
     targets: list[Any] = [
-        "/etc/passwd", "/etc", outside / inside, Path("..") / outside.name / inside, folder / "missing", path, "/dev/zero",
+        "/etc/passwd", "/etc", outside / inside, Path("..") / outside.name / inside, folder / "missing", path,
+        "/dev/zero",
         "/proc/self/environ", outside,
     ]  # fmt: skip
     target = random.choice(targets)
@@ -197,9 +203,12 @@ def put_name(folder: Path, random: Random, mark: Path) -> str:
     outside = folder.parent / f"{folder.name}-aside.json"
     outside.write_text("{}")
     names = (
-        str(outside), f"../{outside.name}", f"adapters/../../{outside.name}", "/etc/passwd.json", "..", ".", "",
-        "head.skops/", "./head.skops", "HEAD.SKOPS", "head.skops\0.json", "a\\..\\..\\b.json", "C:\\x.json", "~/x.json",
-        "file:///etc/x.json", "http://127.0.0.1:1/x.json", "con.json", "a" * 5000 + ".json", "\u202ejson.x", "//etc/x.json",
+        str(outside), f"../{outside.name}", f"adapters/../../{outside.name}", "/etc/passwd.json", "..", ".",
+        "",
+        "head.skops/", "./head.skops", "HEAD.SKOPS", "head.skops\0.json", "a\\..\\..\\b.json", "C:\\x.json",
+        "~/x.json",
+        "file:///etc/x.json", "http://127.0.0.1:1/x.json", "con.json", "a" * 5000 + ".json", "\u202ejson.x",
+        "//etc/x.json",
         "head.skops:x.json", "$HOME/x.json", "a\nb.json", "%2e%2e/x.json",
     )  # fmt: skip
     name = random.choice(names)
@@ -217,45 +226,60 @@ def put_name(folder: Path, random: Random, mark: Path) -> str:
 
 def put_code(folder: Path, random: Random, mark: Path) -> str:
     """A backbone, tokenizer or adapter that asks for Python code, here or at the Hub."""
-    homes = sorted({path.parent for path in folder.rglob("*") if path.name in ("config.json", "adapter_config.json")})
+    homes = sorted(
+        {path.parent for path in folder.rglob("*") if path.name in ("config.json", "adapter_config.json")}
+    )
     home = random.choice(homes)
-    code = f"import pathlib\npathlib.Path({str(mark)!r}).touch()\nfrom transformers import *\nC = BertConfig\nM = BertModel\n"
+    code = f"import pathlib\npathlib.Path({str(mark)!r}).touch()\n"
+    code += "from transformers import *\nC = BertConfig\nM = BertModel\n"
     said = []
     if random.random() < 0.7:
         (home / "custom.py").write_text(code)
         said.append("custom.py")
     remote = random.choice(("custom", "attacker/model--custom", str(home / "custom"), "..custom"))
     own = {
-        "AutoConfig": f"{remote}.C", "AutoModel": f"{remote}.M", "AutoTokenizer": [f"{remote}.T", f"{remote}.T"],
+        "AutoConfig": f"{remote}.C", "AutoModel": f"{remote}.M",
+        "AutoTokenizer": [f"{remote}.T", f"{remote}.T"],
         "AutoModelForCausalLM": f"{remote}.M",
     }  # fmt: skip
     changes: dict[str, dict[str, Any]] = {
         "config.json": random.choice(
             (
                 {"auto_map": own}, {"auto_map": own, "model_type": "custom"}, {"model_type": "custom"},
-                {"attn_implementation": "attacker/kernel"}, {"_attn_implementation_internal": "attacker/kernel:f"},
-                {"custom_pipelines": {"x": {"impl": "custom.P"}}}, {"quantization_config": {"quant_method": "custom"}},
+                {"attn_implementation": "attacker/kernel"},
+                {"_attn_implementation_internal": "attacker/kernel:f"},
+                {"custom_pipelines": {"x": {"impl": "custom.P"}}},
+                {"quantization_config": {"quant_method": "custom"}},
                 {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
-                {"trust_remote_code": True, "auto_map": own}, {"_name_or_path": "attacker/model", "auto_map": own},
-                {"architectures": ["os.system"]}, {"dtype": "load"}, {"torch_dtype": "__import__"}, {"model_type": "rag"},
-                {"use_kernels": True}, {"model_type": "timm_wrapper", "architecture": "hf_hub:attacker/model"},
+                {"trust_remote_code": True, "auto_map": own},
+                {"_name_or_path": "attacker/model", "auto_map": own},
+                {"architectures": ["os.system"]}, {"dtype": "load"}, {"torch_dtype": "__import__"},
+                {"model_type": "rag"},
+                {"use_kernels": True},
+                {"model_type": "timm_wrapper", "architecture": "hf_hub:attacker/model"},
             )
         ),
         "tokenizer_config.json": random.choice(
             (
                 {"auto_map": {"AutoTokenizer": [f"{remote}.T", None]}}, {"tokenizer_class": "custom.T"},
-                {"tokenizer_class": "os.system"}, {"tokenizer_file": "/etc/passwd"}, {"trust_remote_code": True},
-                {"chat_template": "{{ ''.__class__.__mro__[1].__subclasses__() }}"}, {"tokenizer_class": "RagTokenizer"},
-                {"auto_map": own, "tokenizer_class": "T"}, {"processor_class": "custom.P"}, {"backend": "custom"},
+                {"tokenizer_class": "os.system"}, {"tokenizer_file": "/etc/passwd"},
+                {"trust_remote_code": True},
+                {"chat_template": "{{ ''.__class__.__mro__[1].__subclasses__() }}"},
+                {"tokenizer_class": "RagTokenizer"},
+                {"auto_map": own, "tokenizer_class": "T"}, {"processor_class": "custom.P"},
+                {"backend": "custom"},
             )
         ),
         "adapter_config.json": random.choice(
             (
-                {"megatron_config": {"x": 1}, "megatron_core": "custom"}, {"auto_mapping": {"parent_library": "custom"}},
+                {"megatron_config": {"x": 1}, "megatron_core": "custom"},
+                {"auto_mapping": {"parent_library": "custom"}},
                 {"megatron_config": {"x": 1}, "megatron_core": "this"}, {"peft_type": "PROMPT_TUNING"},
                 {"peft_type": "XLORA", "adapters": {"0": "attacker/adapter"}}, {"peft_type": "os.system"},
-                {"base_model_name_or_path": "attacker/model"}, {"task_type": "custom"}, {"target_modules": "(\\w+\\.?)+!"},
-                {"runtime_config": {"x": 1}}, {"eva_config": {}}, {"layer_replication": [[0, 10**6]]}, {"r": 10**9},
+                {"base_model_name_or_path": "attacker/model"}, {"task_type": "custom"},
+                {"target_modules": "(\\w+\\.?)+!"},
+                {"runtime_config": {"x": 1}}, {"eva_config": {}}, {"layer_replication": [[0, 10**6]]},
+                {"r": 10**9},
                 {"modules_to_save": ["encoder"]}, {"use_dora": True}, {"rank_pattern": {"(a|a?)+$": 3}},
             )
         ),
@@ -276,11 +300,14 @@ def put_json(folder: Path, random: Random, mark: Path) -> str:
     holder, key = random.choice(found)
     evil = random.choice(
         (
-            None, True, -1, 0, 10**9, 10**30, 1e308, 0.5, "", "x", "\0", "../..", [], {}, [None], {"x": 1}, "9" * 400, [[1]],
+            None, True, -1, 0, 10**9, 10**30, 1e308, 0.5, "", "x", "\0", "../..", [], {}, [None], {"x": 1},
+            "9" * 400, [[1]],
             {"__class__": "os.system"}, "\u202e", ["up", "up"], -(10**9), "nan",
         )
     )  # fmt: skip
-    raw = random.choice(("", "", "", "[" * 100_000, "1e999", "9" * 5000, "NaN", '{"a": 1, "a": 2}', '"\\ud800"'))
+    raw = random.choice(
+        ("", "", "", "[" * 100_000, "1e999", "9" * 5000, "NaN", '{"a": 1, "a": 2}', '"\\ud800"')
+    )
     if not raw:
         holder[key] = evil
     if path.name == "bundle.json" and not raw:
@@ -305,11 +332,15 @@ def put_tensors(folder: Path, random: Random, mark: Path) -> str:
     if kind == 0:
         length = random.choice((0, 1, 2**63, 2**64 - 1, len(data), 100_000_001, n_bytes - 1, n_bytes + 1))
     elif kind == 1:
-        entry["data_offsets"] = random.choice(([0, 2**63], [0, 4], [8, 0], [-8, 0], [0, len(rest) + 8], "x", [0]))
+        entry["data_offsets"] = random.choice(
+            ([0, 2**63], [0, 4], [8, 0], [-8, 0], [0, len(rest) + 8], "x", [0])
+        )
     elif kind == 2:
         entry["shape"] = random.choice(([2**62, 4], [0], [-1], [], [2**63], ["x"], [1e999], [10**30]))
     elif kind == 3:
-        entry["dtype"] = random.choice(("F64", "I64", "BOOL", "OBJ", "", None, "F8_E4M3", "U8", "BF16", "C64"))
+        entry["dtype"] = random.choice(
+            ("F64", "I64", "BOOL", "OBJ", "", None, "F8_E4M3", "U8", "BF16", "C64")
+        )
     elif kind == 4:
         raw = b"[" * 1_000_000
     elif kind == 5:
@@ -321,7 +352,11 @@ def put_tensors(folder: Path, random: Random, mark: Path) -> str:
     elif kind == 7:
         rest = rest[: len(rest) // 2]
     else:
-        raw = json.dumps(header).replace("{", '{"' + name + '": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, ', 1).encode()
+        raw = (
+            json.dumps(header)
+            .replace("{", '{"' + name + '": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, ', 1)
+            .encode()
+        )
     raw = raw or json.dumps(header).encode()
     path.unlink()
     path.write_bytes(struct.pack("<Q", len(raw) if length is None else length) + raw + rest)
@@ -336,7 +371,24 @@ def put_setting(folder: Path, random: Random, mark: Path) -> str:
     own = ("store", "adapter", "device", "trust_remote_code", "backend", "__class__", "cache_dir", "token")
     name = random.choice([*view["params"], *random.sample(own, 2)])
     value = random.choice(
-        (True, None, -1, 0, 10**9, "", "x", "/etc/passwd", "../x", [], {}, [[1]], ["x"], 0.5, "attacker/model", [1, -1])
+        (
+            True,
+            None,
+            -1,
+            0,
+            10**9,
+            "",
+            "x",
+            "/etc/passwd",
+            "../x",
+            [],
+            {},
+            [[1]],
+            ["x"],
+            0.5,
+            "attacker/model",
+            [1, -1],
+        )
     )
     view["params"][name] = value
     write_manifest(folder, manifest)
@@ -376,7 +428,9 @@ def relist(folder: Path, random: Random) -> None:
         names = list(before) if random.random() < 0.2 else [*before, *list_files(folder)]
         at_hand = (name for name in dict.fromkeys(names) if (folder / name).is_file())
         manifest["files"] = {**before, **{name: hash_file(folder / name) for name in at_hand}}
-        for name in [name for name in manifest["files"] if not (folder / name).exists() and random.random() < 0.8]:
+        for name in [
+            name for name in manifest["files"] if not (folder / name).exists() and random.random() < 0.8
+        ]:
             del manifest["files"][name]
         describe_anew(folder, manifest)
         write_manifest(folder, manifest)
@@ -434,12 +488,21 @@ def _make_node(random: Random, module: str, name: str, mark: Path) -> dict[str, 
     """Return a node that would call a function with the mark as its argument, in one of skops' shapes."""
 
     def make(loader: str, module: str, name: str, content: Any) -> dict[str, Any]:
-        return {"__class__": name, "__module__": module, "__loader__": loader, "__id__": random.randrange(1 << 30), "content": content}
+        return {
+            "__class__": name,
+            "__module__": module,
+            "__loader__": loader,
+            "__id__": random.randrange(1 << 30),
+            "content": content,
+        }
 
     text = make("JsonNode", "builtins", "str", json.dumps(f"touch {mark}"))
     text["is_json"] = True
     parts = make("TupleNode", "builtins", "tuple", [text])
-    empty = {**make("DictNode", "builtins", "dict", {}), "key_types": make("ListNode", "builtins", "list", [])}
+    empty = {
+        **make("DictNode", "builtins", "dict", {}),
+        "key_types": make("ListNode", "builtins", "list", []),
+    }
     function = make("FunctionNode", module, name, None)
     shapes = (
         function,
@@ -447,13 +510,21 @@ def _make_node(random: Random, module: str, name: str, mark: Path) -> dict[str, 
         make("ListNode", module, name, [text]),
         make("SetNode", module, name, [text]),
         make("ObjectNode", module, name, empty),
-        make("PartialNode", "functools", "partial", {"func": function, "args": parts, "kwds": empty, "namespace": empty}),
+        make(
+            "PartialNode",
+            "functools",
+            "partial",
+            {"func": function, "args": parts, "kwds": empty, "namespace": empty},
+        ),
         {**make("MethodNode", module, name, {"func": name, "obj": text})},
         {**make("OperatorFuncNode", module, name, None), "attrs": parts},
         {**make("ReduceNode", module, name, empty), "__reduce__": {"args": parts}},
         {**make("LossNode", module, name, empty), "__reduce__": {"args": parts}},
         {**make("TreeNode", module, name, empty), "__reduce__": {"args": parts}},
-        {**make("DictNode", module, name, {"x": text}), "key_types": make("ListNode", "builtins", "list", [function])},
+        {
+            **make("DictNode", module, name, {"x": text}),
+            "key_types": make("ListNode", "builtins", "list", [function]),
+        },
         make("CachedNode", module, name, None),
         make("BytesNode", module, name, None),
         {**make("NdArrayNode", module, name, [text]), "type": "json", "shape": parts},

@@ -21,8 +21,10 @@ from torture.runner import Outcome
 from torture.workshop import SETTINGS, Workshop
 
 NAMES = (
-    "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY", "EMBEDTUNE_API_KEY", "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "DATABASE_PASSWORD",
+    "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY", "EMBEDTUNE_API_KEY",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN",
+    "DATABASE_PASSWORD",
 )  # fmt: skip
 
 
@@ -83,7 +85,9 @@ def fail_commands(workshop: Workshop, random: Random) -> Iterator[Outcome]:
             echo.update(status=random.choice((200, 200, 401, 403, 404, 418)), kind=random.randrange(4))
             words, environment = _choose_command(workshop, random, url, folder)
             said = f"{' '.join(map(str, words))} {environment} {echo}"
-            told = _call(words, {**secrets, **environment, "TMPDIR": str(folder), "HF_HOME": str(folder / "hub")})
+            told = _call(
+                words, {**secrets, **environment, "TMPDIR": str(folder), "HF_HOME": str(folder / "hub")}
+            )
             trouble = find_secret(told, secrets)
             trouble = f"{trouble} was said" if trouble else search(folder, secrets)
             if b"Traceback" in told and "--debug" not in words:
@@ -94,7 +98,12 @@ def fail_commands(workshop: Workshop, random: Random) -> Iterator[Outcome]:
 def _choose_command(
     workshop: Workshop, random: Random, url: str, folder: Path
 ) -> tuple[list[Any], dict[str, str]]:
-    prompt = ["compare.arms=[floor,prompt]", f"prompt.endpoint={url}/v1", "prompt.model=m", "prompt.n_retries=0"]
+    prompt = [
+        "compare.arms=[floor,prompt]",
+        f"prompt.endpoint={url}/v1",
+        "prompt.model=m",
+        "prompt.n_retries=0",
+    ]
     data = ["--data", workshop.rows, "--out", folder / "run", "-q"]
     commands: list[list[Any]] = [
         ["run", *data, *prompt],
@@ -111,7 +120,12 @@ def _choose_command(
     if random.random() < 0.3 and words[0] not in ("doctor", "serve"):
         words = [*words, "--debug"]
     hub = random.choice((url, "http://127.0.0.1:9"))
-    return words, {"HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "AWS_ENDPOINT_URL": url}
+    return words, {
+        "HF_ENDPOINT": hub,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "AWS_ENDPOINT_URL": url,
+    }
 
 
 def _call(words: list[Any], environment: dict[str, str]) -> bytes:
@@ -138,7 +152,12 @@ def serve_echo() -> Iterator[tuple[str, dict[str, int]]]:
         def _answer(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
             sent = str(self.headers.get("Authorization", "nothing"))
-            told: list[Any] = [sent, {"error": {"message": sent}}, {"data": [{"id": sent}], "detail": sent}, {"error": sent}]
+            told: list[Any] = [
+                sent,
+                {"error": {"message": sent}},
+                {"data": [{"id": sent}], "detail": sent},
+                {"error": sent},
+            ]
             body = json.dumps(told[echo["kind"]]).encode()
             self.send_response(echo["status"])
             self.send_header("X-Error-Message", sent)
