@@ -3,6 +3,7 @@ import json
 import shutil
 import warnings
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -327,6 +328,38 @@ def test_model_with_its_own_code_needs_trust(own_bert: Path) -> None:
     assert str(caught.value) == (
         f"model '{own_bert}' runs Python code of its own: read it, then set trust_remote_code=True."
     )
+
+
+def test_model_that_names_attention_code_of_the_hub_needs_trust(own_bert: Path) -> None:
+    config = json.loads((own_bert / "config.json").read_text())
+    (own_bert / "config.json").write_text(json.dumps({**config, "attn_implementation": "team/kernel"}))
+    with pytest.raises(BackboneError, match="runs Python code of its own"):
+        describe_backbone(own_bert)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"megatron_config": {"x": 1}, "megatron_core": "megatron.core.x"},
+            "sets megatron_config, megatron_core, ",
+        ),
+        ({"peft_type": "XLORA"}, "sets peft_type, "),
+        ({"target_modules": "(\\w+\\.?)+!"}, "sets target_modules, "),
+        ({"rank_pattern": {"(a|a?)+$": 3}}, "sets rank_pattern, "),
+        ({"r": "x"}, "does not fit"),
+    ],
+)
+def test_adapter_that_asks_for_more_than_lora_is_refused(
+    own_bert: Path, tmp_path: Path, changes: dict[str, Any], told: str
+) -> None:
+    make_lora(tmp_path / "lora", own_bert)
+    load_backbone(own_bert, adapter=tmp_path / "lora", device="cpu")
+    path = tmp_path / "lora" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(BackboneError) as caught:
+        load_backbone(own_bert, adapter=tmp_path / "lora", device="cpu")
+    assert told in str(caught.value)
 
 
 def test_folder_that_is_no_model_is_refused(tmp_path: Path, own_bert: Path) -> None:

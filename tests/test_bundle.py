@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -134,12 +136,70 @@ def relist(bundle: Path, **files: str) -> None:
     edit(bundle, files={**listed, **{name: hash_file(bundle / name) for name in files.values()}})
 
 
-@pytest.mark.parametrize("name", ["numpy.fromfile", "sklearn.utils.estimator_html_repr", "builtins.eval"])
-def test_function_in_place_of_a_class_is_refused(bundle: Path, name: str) -> None:
-    from embedtune.bundle.folder import _is_trusted
+@pytest.mark.parametrize(
+    "name", ["numpy.fromfile", "numpy.f2py.__main__.main", "numpy.memmap", "builtins.eval"]
+)
+def test_function_or_module_in_place_of_a_class_is_refused(bundle: Path, name: str) -> None:
+    with zipfile.ZipFile(bundle / "head.skops") as archive:
+        files = {member: archive.read(member) for member in archive.namelist()}
+    schema = json.loads(files["schema.json"])
+    schema["__module__"], _, schema["__class__"] = name.rpartition(".")
+    with zipfile.ZipFile(bundle / "head.skops", "w") as archive:
+        for member, data in {**files, "schema.json": json.dumps(schema)}.items():
+            archive.writestr(member, data)
+    relist(bundle, x="head.skops")
+    assert fail(bundle) == f"head.skops holds types we don't load: {name}. Get a bundle you trust."
 
-    assert not _is_trusted(name)
-    assert _is_trusted("sklearn.linear_model.LogisticRegression")
+
+def test_head_that_a_bundle_cannot_hold_is_told_when_it_is_saved(tmp_path: Path) -> None:
+    from sklearn.ensemble import RandomForestClassifier
+
+    classifier = EmbedClassifier([LexicalEncoder()], RandomForestClassifier(n_estimators=2)).fit(
+        TEXTS, LABELS
+    )
+    with pytest.raises(
+        BundleError, match=r"RandomForestClassifier holds types that a bundle can't \(sklearn.tree"
+    ):
+        classifier.save(tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("thing", [{"classes_": ["up"]}, np.zeros(3), "up"])
+@pytest.mark.parametrize("name", ["head.skops", "calibrator.skops"])
+def test_head_that_is_none_is_refused(bundle: Path, name: str, thing: Any) -> None:
+    skops.io.dump(thing, bundle / name)
+    relist(bundle, x=name)
+    assert fail(bundle).startswith(f"{bundle} is damaged (AttributeError")
+
+
+def test_labels_that_are_not_the_heads_are_refused(bundle: Path) -> None:
+    edit(bundle, labels=["down", "flat", "sideways"])
+    assert "the head has other labels" in fail(bundle)
+
+
+def test_setting_of_another_type_is_refused(bundle: Path) -> None:
+    views = json.loads((bundle / "bundle.json").read_text())["views"]
+    views[0]["params"]["pooling"] = 7
+    edit(bundle, views=views)
+    assert fail(bundle) == (
+        f"{bundle} sets 'pooling' of its view 'bert' to '7', which it can't be: get a bundle you trust."
+    )
+
+
+def test_export_leaves_a_card_that_is_a_link(bundle: Path, tmp_path: Path) -> None:
+    from embedtune.bundle import copy_bundle
+
+    (tmp_path / "secret").write_text("hf_secret")
+    (bundle / "README.md").unlink()
+    (bundle / "README.md").symlink_to(tmp_path / "secret")
+    copied = copy_bundle(bundle, tmp_path / "alone", standalone=False)
+    assert "hf_secret" not in (copied / "README.md").read_text()
+
+
+def test_pipe_in_place_of_the_manifest_is_no_bundle(bundle: Path) -> None:
+    (bundle / "bundle.json").unlink()
+    os.mkfifo(bundle / "bundle.json")
+    assert fail(bundle).startswith(f"{bundle} is not a bundle")
 
 
 def test_smuggled_pickle_is_refused_and_does_not_run(bundle: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -54,6 +55,22 @@ def test_pushed_bundle_is_loaded_by_name(hub: Hub, bundle: Path, tmp_path: Path)
     assert loaded.returncode == 0, loaded.stderr
     expected = load_bundle(bundle).predict_proba(TEXTS)
     assert abs(expected - json.loads(loaded.stdout)).max() < 1e-9
+
+
+def test_what_a_link_leads_to_is_not_pushed(hub: Hub, bundle: Path, tmp_path: Path) -> None:
+    forged = tmp_path / "forged"
+    shutil.copytree(bundle, forged)
+    (tmp_path / "secret").write_text("hf_secret")
+    (forged / "README.md").unlink()
+    (forged / "README.md").symlink_to(tmp_path / "secret")
+    assert call(hub, tmp_path, "-m", "embedtune", "push", forged, "team/linked").returncode == 0
+    assert "README.md" not in hub.files["team/linked"]
+    (forged / "view-words.json").unlink()
+    (forged / "view-words.json").symlink_to(tmp_path / "secret")
+    refused = call(hub, tmp_path, "-m", "embedtune", "push", forged, "team/other")
+    assert "'view-words.json' in " in refused.stderr
+    assert "is a link that leads out of it" in refused.stderr
+    assert "team/other" not in hub.files
 
 
 def test_bundle_changed_on_the_hub_is_refused(hub: Hub, bundle: Path, tmp_path: Path) -> None:

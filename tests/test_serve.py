@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import runpy
 import socket
 import threading
@@ -420,6 +421,13 @@ def test_key_is_needed_where_there_is_one(lexical):
         expect_error(answer, 401, message, code="invalid_api_key", type="authentication_error")
     assert accepted.status_code == 200
     assert opened == [200] * 5
+
+
+def test_key_of_other_bytes_than_utf8_is_compared_as_bytes(lexical):
+    with run_server({"words": lexical}, key=os.fsdecode(b"k\xff")) as running:
+        refused = running.get("/v1/models", headers={"Authorization": b"Bearer k"})
+        accepted = running.get("/v1/models", headers={"Authorization": b"Bearer k\xff"})
+    assert (refused.status_code, accepted.status_code) == (401, 200)
 
 
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])

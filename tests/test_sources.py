@@ -224,6 +224,22 @@ def test_load_dataset_folder_reads_train_and_test_splits(tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("hub_cache")
+def test_load_dataset_folder_with_a_script_runs_nothing(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "set")
+    (folder / "set.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\n")
+    assert refuse(folder) == (
+        f"data set '{folder}' wants a script of its own run, which isn't done: name a data file of it."
+    )
+    assert not (tmp_path / "ran").exists()
+
+
+def test_load_dataset_folder_whose_description_is_forged_is_one_line(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "set")
+    (folder / "state.json").write_text("{}")
+    (folder / "dataset_info.json").write_text('{"features": {"text": {"_type": "Value"}}}')
+    assert refuse(folder).startswith(f"data set '{folder}' can't be read so: ")
+
+
 def test_load_dataset_folder_unknown_split(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "set")
     assert refuse(folder, hub_split="dev") == (

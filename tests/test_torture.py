@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FAULTS = ("kills", "together", "disk", "rot", "surroundings", "inputs", "values", "repeats", "load")
+FAULTS = (
+    "kills", "together", "disk", "memory", "rot", "surroundings", "versions", "inputs", "values", "repeats", "load",
+    "attackers",
+)  # fmt: skip
 SECONDS = {"rot": 8}
 
 

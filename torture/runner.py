@@ -17,8 +17,8 @@ from torture.workshop import Workshop
 
 #: Modules of this package, in the order they are run, and each one's share of the time.
 FAULTS = {
-    "kills": 4, "together": 2, "disk": 3, "memory": 3, "rot": 4, "surroundings": 2, "inputs": 2, "values": 2,
-    "repeats": 1, "load": 4,
+    "kills": 4, "together": 2, "disk": 3, "memory": 3, "rot": 4, "surroundings": 2, "versions": 2, "inputs": 2,
+    "values": 2, "repeats": 1, "load": 4, "attackers": 3,
 }  # fmt: skip
 
 

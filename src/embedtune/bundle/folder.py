@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,17 +12,24 @@ from numpy.typing import NDArray
 
 import embedtune
 from embedtune.bundle.card import write_card
-from embedtune.bundle.paths import check_files, find_inside, list_files
+from embedtune.bundle.paths import check_files, find_inside, is_inside, list_files
 from embedtune.bundle.views import NamedEncoder, Reading, as_json, read_view, write_view
 from embedtune.errors import BundleError, EmbedtuneError
 from embedtune.files import hash_file, read_sealed, replace_dir, write_sealed, write_text
+from embedtune.heads.decision import decide
 
 SCHEMA = 1
 MANIFEST = "bundle.json"
 CALIBRATOR = "calibrator.skops"
 
-#: Where the classes of heads may come from.
-_TRUSTED_PREFIXES = ("embedtune.heads.", "sklearn.", "numpy.", "scipy.sparse.")
+#: What a head may be made of, beside what skops itself trusts: scikit-learn's estimators, arrays, plain values.
+_TRUSTED = frozenset(
+    f"embedtune.heads.{name}"
+    for name in (
+        "auto.AutoHead", "calibration.Calibrator", "cooccurrence_head.CooccurrenceHead", "linear.LogisticHead",
+        "linear.RidgeHead", "linear.SoftmaxHead", "stack.StackHead",
+    )
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,11 @@ def write_bundle(parts: BundleParts, path: str | Path, *, standalone: bool = Fal
     with replace_dir(path) as scratch:
         views = [write_view(name, encoder, scratch, standalone=standalone) for name, encoder in parts.views]
         skops.io.dump(parts.head, scratch / "head.skops")
+        if refused := _list_refused(scratch / "head.skops"):
+            raise BundleError(
+                f"the head {type(parts.head).__name__} holds types that a bundle can't ({', '.join(refused)}): choose "
+                "another head."
+            )
         if parts.calibrator is not None:
             skops.io.dump(parts.calibrator, scratch / CALIBRATOR)
         manifest = {
@@ -130,23 +140,35 @@ def read_bundle(path: str | Path, *, root: Path | None = None, reading: Reading 
     reading = reading or Reading()
     try:
         views = [(view["name"], read_view(view, path, files, reading=reading)) for view in manifest["views"]]
-        head_path = find_inside(path, manifest["head"]["file"], files)
-    except EmbedtuneError:
+        weights = manifest["decision_weights"]
+        parts = BundleParts(
+            views,
+            _load_skops(find_inside(path, manifest["head"]["file"], files)),
+            manifest["labels"],
+            calibrator=_load_skops(path / CALIBRATOR) if CALIBRATOR in files else None,
+            decision_weights=None if weights is None else np.array(weights, dtype=np.float64),
+            normalizes=manifest["normalizes"],
+            notes=manifest["notes"],
+        )
+        _try_head(parts)
+    except (EmbedtuneError, MemoryError):
         raise
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise BundleError(f"{path / MANIFEST} is damaged ({error!r:.80}): copy the bundle again.") from error
-    head = _load_skops(head_path)
-    calibrator = _load_skops(path / CALIBRATOR) if CALIBRATOR in files else None
-    weights = manifest["decision_weights"]
-    return BundleParts(
-        views,
-        head,
-        manifest["labels"],
-        calibrator=calibrator,
-        decision_weights=None if weights is None else np.array(weights),
-        normalizes=manifest["normalizes"],
-        notes=manifest["notes"],
+    except Exception as error:  # whatever readers of forged files meet
+        raise BundleError(f"{path} is damaged ({error!r:.80}): copy the bundle again.") from error
+    return parts
+
+
+def _try_head(parts: BundleParts) -> None:
+    """Give the head an empty row: it is a classifier of these views' columns and labels, or fails here."""
+    row = np.zeros(
+        (1, sum(width for _, encoder in parts.views for width in encoder.widths_)), dtype=np.float32
     )
+    probabilities = parts.head.predict_proba(row)
+    if parts.calibrator is not None:
+        probabilities = parts.calibrator.transform(probabilities)
+    decide(probabilities, parts.decision_weights)
+    if [as_json(label) for label in parts.head.classes_] != parts.labels:
+        raise ValueError("the head has other labels")
 
 
 def copy_bundle(
@@ -165,7 +187,7 @@ def copy_bundle(
         As `read_bundle` and `write_bundle`.
     """
     copied = write_bundle(read_bundle(path, root=root, reading=reading), out, standalone=standalone)
-    if (card := Path(path) / "README.md").is_file():
+    if (card := Path(path) / "README.md").is_file() and is_inside(card, root or Path(path)):
         write_text(copied / "README.md", card.read_text(encoding="utf-8"))
     return copied
 
@@ -178,14 +200,14 @@ def read_manifest(path: Path) -> dict[str, Any]:
     BundleError
         If it isn't a bundle, is damaged, or of a newer schema.
     """
-    try:
-        manifest = read_sealed(path / MANIFEST)
-    except (FileNotFoundError, NotADirectoryError):
+    if not (path / MANIFEST).is_file():  # a pipe or a device never ends
         raise BundleError(
             f"{path} is not a bundle (no bundle.json): give the bundle folder of a run, "
             "such as runs/demo/sentiment/bundle."
-        ) from None
-    except (ValueError, RecursionError):
+        )
+    try:
+        manifest = read_sealed(path / MANIFEST)
+    except (OSError, ValueError, RecursionError):
         raise BundleError(f"{path / MANIFEST} is damaged: copy the bundle again.") from None
     schema = manifest.get("schema")
     if not isinstance(schema, int):
@@ -207,23 +229,21 @@ def _load_skops(path: Path) -> Any:
     import skops.io
 
     try:
-        unknown = skops.io.get_untrusted_types(file=path)
-    except (zipfile.BadZipFile, KeyError, ValueError, TypeError):
-        raise BundleError(f"{path.name} in {path.parent} is no skops file: get a bundle you trust.") from None
-    refused = [name for name in unknown if not _is_trusted(name)]
-    if refused:
+        if refused := _list_refused(path):
+            raise BundleError(
+                f"{path.name} holds types we don't load: {', '.join(refused)}. Get a bundle you trust."
+            )
+        return skops.io.load(path, trusted=sorted(_TRUSTED))
+    except (EmbedtuneError, MemoryError):
+        raise
+    except Exception as error:  # whatever a forged file makes of it
         raise BundleError(
-            f"{path.name} holds types we don't load: {', '.join(sorted(refused))}. Get a bundle you trust."
-        )
-    return skops.io.load(path, trusted=unknown)
+            f"{path.name} in {path.parent} is no skops file: get a bundle you trust."
+        ) from error
 
 
-def _is_trusted(name: str) -> bool:
-    """Tell whether a name is that of a class from a trusted place; functions there could be called."""
-    if not name.startswith(_TRUSTED_PREFIXES):
-        return False
-    module, _, attribute = name.rpartition(".")
-    try:
-        return isinstance(getattr(importlib.import_module(module), attribute, None), type)
-    except ImportError:
-        return False
+def _list_refused(path: Path) -> list[str]:
+    """Return the types in a skops file that we don't load; nothing is made of them for that."""
+    import skops.io
+
+    return sorted(set(skops.io.get_untrusted_types(file=path)) - _TRUSTED)

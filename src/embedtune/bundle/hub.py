@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from embedtune.bundle.folder import MANIFEST, read_manifest
-from embedtune.bundle.paths import list_files
+from embedtune.bundle.paths import check_files, is_inside
 from embedtune.errors import BundleError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -56,7 +56,9 @@ def push_bundle(
     from huggingface_hub.errors import HfHubHTTPError
 
     folder = Path(path).expanduser()
-    read_manifest(folder)
+    files = read_manifest(folder)["files"]
+    check_files(folder, files, root=folder)  # a link would send what it leads to
+    card = folder / "README.md"
     if not _HUB_ID.fullmatch(repo_id):
         raise BundleError(f"'{repo_id}' is no Hub name: give organisation/name.")
     api = HfApi()
@@ -65,7 +67,7 @@ def push_bundle(
         found = api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
-            allow_patterns=[*list_files(folder), MANIFEST, "README.md"],
+            allow_patterns=[*files, MANIFEST, *([card.name] if is_inside(card, folder) else [])],
             delete_patterns="*",
             commit_message=message,
         )

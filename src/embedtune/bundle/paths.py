@@ -65,8 +65,13 @@ def check_files(folder: Path, listed: Iterable[str], *, root: Path) -> None:
                 f"{folder} holds '{name}', which wasn't saved with it: delete it, or copy the bundle again."
             )
     for name in [*sorted(listed), "bundle.json"]:
-        if not (folder / name).resolve().is_relative_to(root.resolve()):
+        if not is_inside(folder / name, root):
             raise BundleError(f"'{name}' in {folder} is a link that leads out of it: get a bundle you trust.")
+
+
+def is_inside(path: Path, root: Path) -> bool:
+    """Tell whether a path, its links followed, lies in a folder."""
+    return path.resolve().is_relative_to(root.resolve())
 
 
 def find_inside(folder: Path, name: object, listed: Iterable[str]) -> Path:

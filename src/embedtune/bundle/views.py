@@ -7,8 +7,9 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+from pydantic import TypeAdapter, ValidationError
 from safetensors.numpy import load_file, save_file
 
 from embedtune.bundle.packing import pack_static, pack_transformer
@@ -150,16 +151,32 @@ def read_view(view: Mapping[str, Any], folder: Path, listed: Iterable[str], *, r
         raise BundleError(
             f"{folder} sets '{unknown[0]}' of its view '{view['name']}', which a bundle can't: get a bundle you trust."
         )
+    _check_params(view, params, folder)
     packed = find_inside(folder, view["packed"], listed) if "packed" in view else None
     if view["kind"] == "lexical":
         vocabulary = json.loads(find_inside(folder, view["file"], listed).read_text(encoding="utf-8"))
         components = None
         if "components" in view:
             components = load_file(find_inside(folder, view["components"], listed))["components"]
-        return LexicalEncoder(**params).load_vocabulary(vocabulary, components=components)
+        encoder = LexicalEncoder(**params).load_vocabulary(vocabulary, components=components)
+        encoder.transform([""])  # what doesn't fit together is told here
+        return encoder
     if view["kind"] == "static":
         return StaticEncoder(str(packed) if packed else params["source"]).fit([])
     return _read_transformer(view, params, folder, listed, packed=packed, reading=reading)
+
+
+def _check_params(view: Mapping[str, Any], params: Mapping[str, Any], folder: Path) -> None:
+    """Refuse settings of another type than the encoder takes."""
+    hints = get_type_hints(_KINDS[view["kind"]].__init__, localns={"EmbeddingStore": object})
+    for name, value in params.items():
+        try:
+            TypeAdapter(hints[name]).validate_python(value)
+        except ValidationError:
+            raise BundleError(
+                f"{folder} sets '{name}' of its view '{view['name']}' to {str(value)[:40]!r}, which it can't be: get a "
+                "bundle you trust."
+            ) from None
 
 
 def _read_transformer(

@@ -69,13 +69,19 @@ def _load(source: str, config: str | None, split: str) -> Any:
         raise DataError(
             f"data set '{source}' isn't on the Hub, or is private: check its name, or set HF_TOKEN."
         ) from error
-    except ValueError as error:
-        raise DataError(f"data set '{source}' can't be read so: {_first_line(error)}") from error
     except (ConnectionError, OSError, RuntimeError) as error:
+        if "scripts are no longer supported" in str(error):
+            raise DataError(
+                f"data set '{source}' wants a script of its own run, which isn't done: name a data file of it."
+            ) from error
         raise DataError(
             f"data set '{source}' can't be fetched: the Hub can't be reached and it isn't in the local cache. "
             "Check the network, or give a file."
         ) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a damaged or forged description makes of it
+        raise DataError(f"data set '{source}' can't be read so: {_first_line(error)}") from error
 
 
 def _pick_split(data: Any, source: str, split: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +18,16 @@ from embedtune.embed.quantization import import_peft
 from embedtune.embed.quiet import hush_libraries
 from embedtune.errors import BackboneError, EmbedtuneError, MissingExtraError, ResourceError, suggest_nearest
 
+#: What an adapter may say of itself, beside what LoRA's defaults are.
+_LORA_SETTINGS = (
+    "auto_mapping", "base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode", "lora_alpha", "lora_dropout",
+    "peft_version", "r",
+    "revision", "target_modules", "task_type", "use_dora", "use_rslora",
+)  # fmt: skip
 _FROM_HUB = (OSError, ValueError, KeyError, hub_errors.HfHubHTTPError)
+
+
+_RUNS_CODE = "model '{}' runs Python code of its own: read it, then set trust_remote_code=True."
 
 
 def load_config(name: str, source: Path | str, *, revision: str | None, trust_remote_code: bool) -> Any:
@@ -35,9 +45,18 @@ def load_config(name: str, source: Path | str, *, revision: str | None, trust_re
             )
         raise BackboneError(f"model folder '{source}' has no config.json: give the folder that holds it.")
     with hush_libraries(keep_bars=isinstance(source, str)), explain(name, source):
-        return transformers.AutoConfig.from_pretrained(
+        config = transformers.AutoConfig.from_pretrained(
             source, revision=revision or "main", trust_remote_code=trust_remote_code
         )
+    if not trust_remote_code and _names_kernel(config):
+        raise BackboneError(_RUNS_CODE.format(name))
+    return config
+
+
+def _names_kernel(config: Any) -> bool:
+    """Tell whether a config, or one inside it, asks for attention code of the Hub, ``organisation/name``."""
+    inside = [value for value in vars(config).values() if isinstance(value, transformers.PreTrainedConfig)]
+    return "/" in str(getattr(config, "_attn_implementation", "")) or any(map(_names_kernel, inside))
 
 
 def load_tokenizer(name: str, source: Path | str, *, revision: str | None, trust_remote_code: bool) -> Any:
@@ -83,10 +102,12 @@ def load_weights(
     BackboneError
         As `load_config` does, and if other weights are missing, or the adapter doesn't fit the model.
     """
+    config = load_config(name, source, revision=revision, trust_remote_code=trust_remote_code)
     family: Any = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
     with hush_libraries(keep_bars=isinstance(source, str)), explain(name, source):
         model, report = family.from_pretrained(
             source,
+            config=config,
             revision=revision or "main",
             trust_remote_code=trust_remote_code,
             dtype=dtype,
@@ -121,10 +142,29 @@ def _put_lora(name: str, model: Any, folder: Path, *, merge: bool) -> Any:
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("error", message="Found missing adapter keys")
         try:
+            _check_lora(peft, folder)
             adapted = peft.PeftModel.from_pretrained(model, folder)
             return adapted.merge_and_unload() if merge else adapted.get_base_model()
-        except (UserWarning, ValueError, RuntimeError) as error:
+        except (EmbedtuneError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever a damaged or forged one makes of it
             raise BackboneError(misfit) from error
+
+
+def _check_lora(peft: Any, folder: Path) -> None:
+    """Refuse an adapter with settings that import modules, load other models, or are patterns that never end."""
+    given = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    plain = {**peft.LoraConfig().to_dict(), "peft_type": "LORA"}
+    odd = [
+        key for key, value in given.items() if key not in _LORA_SETTINGS and value and value != plain.get(key)
+    ]
+    if isinstance(given.get("target_modules"), str) and given["target_modules"] != "all-linear":
+        odd.append("target_modules")
+    if odd:
+        raise BackboneError(
+            f"the adapter in '{folder}' sets {', '.join(odd)}, which isn't read: give a plain LoRA adapter, its "
+            "target_modules a list of names."
+        )
 
 
 @contextlib.contextmanager
@@ -142,17 +182,18 @@ def explain(name: str, source: Path | str) -> Iterator[None]:
     """
     try:
         yield
-    except (EmbedtuneError, ImportError, MemoryError, torch.OutOfMemoryError):
+    except (EmbedtuneError, MemoryError, torch.OutOfMemoryError):
         raise
+    except ImportError as error:
+        told = " ".join(str(error).split())
+        raise MissingExtraError(f"model '{name}' needs a package that isn't here: {told[:200]}") from error
     except Exception as error:  # readers of damaged files raise whatever they meet
         if not isinstance(source, Path) and not isinstance(error, _FROM_HUB):
             raise
         causes = tuple(_walk_causes(error))
         told = " ".join(str(cause) for cause in causes)
         if "trust_remote_code" in told:
-            raise BackboneError(
-                f"model '{name}' runs Python code of its own: read it, then set trust_remote_code=True."
-            ) from error
+            raise BackboneError(_RUNS_CODE.format(name)) from error
         if "dispatched on the CPU" in told:
             raise ResourceError(
                 f"model '{name}' doesn't fit into the CUDA devices' memory, and quantized weights can't be kept "

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedtune.embed.texts import FrozenEncoder, check_texts, find_distinct
-from embedtune.errors import BackboneError, MissingExtraError
+from embedtune.errors import BackboneError, EmbedtuneError, MissingExtraError
 from embedtune.progress import track
 
 if TYPE_CHECKING:
@@ -147,19 +147,25 @@ def _load_wordllama() -> TokenTable:
 
 @functools.lru_cache(maxsize=2)
 def _load_model2vec(folder: Path, *stamps: int) -> TokenTable:
-    from safetensors import SafetensorError
     from safetensors.numpy import load_file
-    from tokenizers import Tokenizer
 
     try:
         tensors = load_file(folder / "model.safetensors")
-    except SafetensorError as error:
+        if "embeddings" not in tensors:
+            raise BackboneError(
+                f"static source '{folder}' holds {', '.join(sorted(tensors)) or 'nothing'}, not 'embeddings': "
+                "give a folder saved by model2vec."
+            )
+        return _make_table(folder, tensors)
+    except (EmbedtuneError, MemoryError):
+        raise
+    except Exception as error:  # tokenizers raises that very class
         raise BackboneError(f"static source '{folder}' can't be read: {error}") from error
-    if "embeddings" not in tensors:
-        raise BackboneError(
-            f"static source '{folder}' holds {', '.join(sorted(tensors)) or 'nothing'}, not 'embeddings': "
-            "give a folder saved by model2vec."
-        )
+
+
+def _make_table(folder: Path, tensors: dict[str, Any]) -> TokenTable:
+    from tokenizers import Tokenizer
+
     vectors = tensors["embeddings"].astype(np.float32)
     if "mapping" in tensors:
         vectors = vectors[tensors["mapping"]]
@@ -168,6 +174,8 @@ def _load_model2vec(folder: Path, *stamps: int) -> TokenTable:
     config_path = folder / "config.json"
     config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.exists() else {}
     tokenizer = _plain(Tokenizer.from_file(str(folder / "tokenizer.json")))
+    if vectors.ndim != 2 or tokenizer.get_vocab_size() > len(vectors):
+        raise ValueError(f"{tokenizer.get_vocab_size()} tokens, and vectors of shape {vectors.shape}")
     unknown = json.loads(tokenizer.to_str())["model"].get("unk_token")
     return TokenTable(
         tokenizer,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import os
 from collections.abc import Mapping
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
@@ -177,7 +178,7 @@ def _make_guard(key: str | None) -> Any:
         if key is None:
             return
         sent = given.credentials.encode("latin-1") if given else b""  # the bytes that were sent
-        if not hmac.compare_digest(sent, key.encode()):
+        if not hmac.compare_digest(sent, os.fsencode(key)):
             raise Refusal(
                 401,
                 "the API key is missing or wrong: send it as 'Authorization: Bearer KEY'.",
