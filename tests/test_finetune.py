@@ -387,7 +387,7 @@ def spoil_head(folder: Path) -> None:
 
 def spoil_schema(folder: Path) -> None:
     path = folder / "finetune.json"
-    write_sealed(path, {**read_sealed(path), "schema": 99})
+    write_sealed(path, {**read_sealed(path, {}, again=""), "schema": 99})
 
 
 def spoil_labels(folder: Path) -> None:

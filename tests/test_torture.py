@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FAULTS = ("kills", "together", "disk", "rot", "surroundings", "inputs", "values", "repeats")
+FAULTS = ("kills", "together", "disk", "rot", "surroundings", "inputs", "versions", "values", "repeats")
 SECONDS = {"rot": 8}
 
 

@@ -17,7 +17,8 @@ from torture.workshop import Workshop
 
 #: Modules of this package, in the order they are run, and each one's share of the time.
 FAULTS = {
-    "kills": 4, "together": 2, "disk": 3, "rot": 4, "surroundings": 2, "inputs": 2, "values": 2, "repeats": 1
+    "kills": 4, "together": 2, "disk": 3, "rot": 4, "versions": 3, "surroundings": 2, "inputs": 2, "values": 2,
+    "repeats": 1,
 }  # fmt: skip
 
 
