@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import json
+import os
+import re
 import shutil
 import signal
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
@@ -15,7 +20,8 @@ from random import Random
 from typing import Any, NamedTuple
 
 from embedtune.errors import DataError
-from torture.runner import Case, Outcome
+from torture import ROOT
+from torture.runner import Case, NotHere, Outcome
 from torture.workshop import Workshop, call
 
 TITLE = "hostile data"
@@ -493,6 +499,35 @@ def _make_zip_bomb() -> bytes:
     return packed.getvalue()
 
 
+# -- our parsers, byte by byte
+
+
+def fuzz_readers(workshop: Workshop, random: Random) -> Iterator[Outcome]:
+    """Bytes that reach new lines of the readers, sought by atheris in a process of its own, a few seconds at a time."""
+    from torture.fuzz import write_corpus
+
+    if importlib.util.find_spec("atheris") is None:
+        raise NotHere("atheris isn't installed")
+    folder = workshop.fresh("fuzz")
+    write_corpus(folder, random.randrange(1 << 30))
+    source = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]))
+    while True:
+        command = [sys.executable, "-m", "torture.fuzz", str(folder), "4", str(random.randrange(1, 1 << 30))]
+        found = subprocess.run(
+            command, cwd=ROOT, env={**os.environ, "PYTHONPATH": source}, capture_output=True, text=True,
+            errors="replace", check=False,
+        )  # fmt: skip
+        lost = (
+            (folder / "lost").read_text(encoding="utf-8").splitlines() if (folder / "lost").exists() else []
+        )
+        n_runs = re.search(r"Done (\d+) runs", found.stderr)
+        if found.returncode or n_runs is None:
+            lost.append(f"the process ended with {found.returncode}: {found.stderr[-1500:]}")
+        for number in range(int(n_runs[1]) if n_runs else 1):
+            yield Outcome("read or refused", lost[number] if number < len(lost) else "")
+        (folder / "lost").unlink(missing_ok=True)
+
+
 # -- settings
 
 
@@ -554,5 +589,6 @@ CASES = (
     Case("runs on them, report and all", run_tables, 1_000),
     Case("recipes and settings", read_recipes, 30_000),
     Case("corrected labels", read_corrections, 10_000),
+    Case("our readers, by atheris", fuzz_readers, 3_000_000),
     Case("bombs: large cells, deep JSON, what grows when unpacked", read_bombs, 8),
 )

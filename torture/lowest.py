@@ -2,8 +2,8 @@
 
     python -m torture.lowest /tmp/lowest              # or --highest: the newest of all, whatever constraints.txt has
 
-torch is the one of constraints.txt in both, since another build of it is gigabytes. uv, which knows how to take the lowest
-versions that fit together, is installed into the folder.
+torch is the one of constraints.txt in both, since another build of it is gigabytes. uv, which knows how to take the
+lowest versions that fit together, is installed into the folder.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import numpy as np
 
 from embedtune.embed.store_key import StoreKey
 from embedtune.embed.store_place import (
+    DAMAGE,
     ForeignTable,
     Place,
     explain_storage_errors,
@@ -112,8 +113,8 @@ def _find_damage(place: Place, dataset: Any) -> Damage:
         try:
             hashes, addresses, bad = _check_fragment(dataset, fragment, widths)
         except BaseException as error:
-            if not isinstance(error, Exception) and not is_panic(error):
-                raise
+            if not isinstance(error, DAMAGE) and not is_panic(error):
+                raise  # our own mistake, or memory: nothing to drop rows for
             damage.problems.append(f"{name} can't be read ({shorten(error)})")
             damage.fragments.append(fragment.fragment_id)
             continue

@@ -19,7 +19,7 @@ LOCK_TIMEOUT = 600.0  # seconds; an append takes well under one
 TOUCH_AFTER = timedelta(minutes=10)
 
 #: What reading a damaged table raises.
-_DAMAGE = (OSError, ValueError, RuntimeError, LookupError)
+DAMAGE = (OSError, ValueError, RuntimeError, LookupError)
 
 _whole_deletions: set[str] = set()
 
@@ -291,7 +291,7 @@ def explain_storage_errors(place: Place) -> Iterator[None]:
     except EmbedtuneError:
         raise
     except BaseException as error:
-        if not isinstance(error, _DAMAGE) and not is_panic(error):
+        if not isinstance(error, DAMAGE) and not is_panic(error):
             raise
         if is_disk_full(error):
             raise ResourceError(
