@@ -21,7 +21,7 @@ from torture import ROOT
 
 EXTRAS = ("demo", "energy", "interop", "llm", "onnx", "openvino", "search", "serve", "track")
 #: What the tests need, at any version.
-TOOLS = ("pytest", "pytest-xdist", "hypothesis", "httpx", "polars", "onnxruntime")
+TOOLS = ("pytest", "pytest-xdist", "hypothesis", "httpx", "polars", "onnxruntime", "openai")
 #: Tests by what they touch; whatever else a dependency is used for stays untried.
 TESTS = {
     "pylance, filelock, fsspec": ("test_store.py", "test_places.py"),
