@@ -1,4 +1,5 @@
-# `make run` (the demo, end to end), `make test` (lint, types, tests), `make torture` (faults, load, hostile input).
+# `make run` (the demo, end to end), `make test` (lint, types, tests), `make torture` (faults, load, hostile input),
+# `make lowest` (the lowest versions allowed).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +9,7 @@ PYTEST_WORKERS ?= 2
 SEED ?= 0
 MINUTES ?= 15
 
-.PHONY: run test torture lint types format clean
+.PHONY: run test torture lowest lint types format clean
 
 run: $(READY)
 	$(BIN)/embedtune run
@@ -18,6 +19,10 @@ test: lint types
 
 torture: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m torture --seed $(SEED) --minutes $(MINUTES) --record
+
+# The lowest versions that pyproject.toml allows, in a venv of their own; LOWEST=--highest for the newest.
+lowest: $(READY)
+	$(BIN)/python -m torture.lowest .venv-lowest $(LOWEST)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -38,4 +43,4 @@ $(READY): constraints.txt pyproject.toml
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-lowest build dist .mypy_cache .ruff_cache .pytest_cache

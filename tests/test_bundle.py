@@ -17,7 +17,6 @@ from embedtune import (
     LexicalEncoder,
     StaticEncoder,
     TransformerEncoder,
-    __version__,
     load_bundle,
 )
 from embedtune.errors import BackboneError, BundleError, EmbedtuneError
@@ -50,7 +49,7 @@ def fail(bundle: Path) -> str:
 
 def edit(bundle: Path, **changes: object) -> None:
     path = bundle / "bundle.json"
-    write_sealed(path, {**read_sealed(path), **changes})
+    write_sealed(path, {**read_sealed(path, {}, again=""), **changes})
 
 
 def test_manifest_tells_labels_views_and_notes(bundle: Path) -> None:
@@ -90,10 +89,26 @@ def test_missing_file_is_refused(bundle: Path) -> None:
 
 
 def test_newer_schema_is_refused(bundle: Path) -> None:
-    edit(bundle, schema=9, embedtune="7.0")
+    edit(bundle, schema=9, new="what this release doesn't know", labels=3)
     assert fail(bundle) == (
-        f"{bundle} has schema 9, written by embedtune 7.0; "
-        f"this embedtune {__version__} reads up to 1: upgrade embedtune."
+        f"{bundle / 'bundle.json'} was written by a newer release of embedtune (schema 9, and this one reads 1): "
+        "upgrade embedtune."
+    )
+
+
+def test_earlier_schema_is_refused(bundle: Path) -> None:
+    edit(bundle, schema=0)
+    assert fail(bundle) == (
+        f"{bundle / 'bundle.json'} was written by an earlier release of embedtune (schema 0, and this one reads 1): "
+        "train and save the bundle again."
+    )
+
+
+def test_manifest_without_a_hash_is_an_earlier_release_s(bundle: Path) -> None:
+    path = bundle / "bundle.json"
+    path.write_text(json.dumps(read_sealed(path, {}, again="")))
+    assert fail(bundle) == (
+        f"{path} has no sha256, as files of earlier releases: train and save the bundle again."
     )
 
 
@@ -284,10 +299,11 @@ def test_name_that_is_no_file_name_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [{"files": 3}, {"views": None}, {"head": []}, {"notes": "x"}])
-def test_manifest_of_another_shape_is_damaged(bundle: Path, damage: dict[str, object]) -> None:
+def test_manifest_of_another_shape_is_another_release_s(bundle: Path, damage: dict[str, object]) -> None:
     edit(bundle, **damage)
     assert fail(bundle) == (
-        f"{bundle / 'bundle.json'} is damaged ('{next(iter(damage))}'): copy the bundle again."
+        f"{bundle / 'bundle.json'} was written by another release of embedtune "
+        f"('{next(iter(damage))}' is of another kind): train and save the bundle again."
     )
 
 

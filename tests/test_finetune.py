@@ -387,7 +387,7 @@ def spoil_head(folder: Path) -> None:
 
 def spoil_schema(folder: Path) -> None:
     path = folder / "finetune.json"
-    write_sealed(path, {**read_sealed(path), "schema": 99})
+    write_sealed(path, {**read_sealed(path, {}, again=""), "schema": 99})
 
 
 def spoil_labels(folder: Path) -> None:
@@ -404,7 +404,10 @@ def spoil_labels(folder: Path) -> None:
         ),
         (spoil_head, "it was changed; fine-tune again."),
         (lambda folder: (folder / "head.safetensors").unlink(), "has sha256 no file, finetune.json says"),
-        (spoil_schema, "was written with schema 99, this version reads up to 1: upgrade embedtune."),
+        (
+            spoil_schema,
+            "was written by a newer release of embedtune (schema 99, and this one reads 1): upgrade embedtune.",
+        ),
         (lambda folder: (folder / "finetune.json").write_text("{"), "finetune.json' is damaged"),
         (spoil_labels, "is damaged (its contents don't agree with its sha256): fine-tune again."),
     ],
@@ -416,6 +419,17 @@ def test_read_finetuned_refuses_what_fine_tune_did_not_leave(
     spoil(tmp_path / "out")
     with pytest.raises(BundleError, match=re.escape(message)):
         read_finetuned(tmp_path / "out")
+
+
+def test_newer_release_s_adapter_is_not_replaced(tiny_bert: Path, tmp_path: Path) -> None:
+    tune(tiny_bert, tmp_path / "out")
+    spoil_schema(tmp_path / "out")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").glob("*.*")}
+    with pytest.raises(BundleError, match="upgrade embedtune"):
+        tune(tiny_bert, tmp_path / "out", replace=True)
+    with pytest.raises(BackboneError, match="upgrade embedtune"):
+        TransformerEncoder(tiny_bert, adapter=tmp_path / "out").transform(["a text"])
+    assert {path: path.read_bytes() for path in (tmp_path / "out").glob("*.*")} == before
 
 
 @pytest.mark.parametrize(("has_bfloat16", "expected"), [(True, "bfloat16"), (False, "float32")])

@@ -207,7 +207,7 @@ def test_build_report_damaged_or_other_results_say_so(tmp_path):
     with pytest.raises(RunFolderError) as error:
         build_report([tmp_path], tmp_path / "report.html")
     assert str(error.value) == (
-        f"{path} has schema 2, and this version reads 1: run the compare stage again."
+        f"{path} was written by a newer release of embedtune (schema 2, and this one reads 1): upgrade embedtune."
     )
 
 

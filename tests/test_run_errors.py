@@ -147,7 +147,7 @@ def test_changed_and_newer_bundles_are_refused(tiny: Path, tmp_path: Path) -> No
     rows, output = tmp_path / "moves.csv", tmp_path / "out.csv"
     facts = out / "bundle" / "bundle.json"
     kept = facts.read_text()
-    write_sealed(facts, {**read_sealed(facts), "schema": 99})
+    write_sealed(facts, {**read_sealed(facts, {}, again=""), "schema": 99})
     assert "99" in refuse("predict", out / "bundle", rows, "-o", output)
     facts.write_text(kept)
     changed = max(

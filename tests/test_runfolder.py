@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from embedtune.errors import ResourceError, RunFolderError
-from embedtune.files import replace_dir, write_json
+from embedtune.files import replace_dir, write_json, write_sealed
 from embedtune.runfolder import RunFolder, check_outputs, lock_folder
 
 
@@ -50,6 +50,21 @@ def test_run_step_that_fails_leaves_no_record(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         folder.run_step("s", "k2", fail)
     assert folder.read_record("s") is None
+
+
+def test_newer_release_s_folder_is_refused(tmp_path: Path) -> None:
+    RunFolder(tmp_path / "run", identity="a").run_step("s", "k", dict)
+    write_sealed(tmp_path / "run" / ".state" / "identity.json", {"schema": 2, "identity": "a"})
+    with pytest.raises(RunFolderError, match=r"schema 2, and this one reads 1\): upgrade embedtune\.$"):
+        RunFolder(tmp_path / "run", identity="a")
+
+
+def test_record_of_another_make_is_none(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run", identity="a")
+    folder.run_step("s", "k", dict)
+    write_sealed(tmp_path / "run" / ".state" / "s.json", {"key": "k", "result": {"n": 1}})
+    check_outputs(tmp_path / "run", "out.txt")
+    assert folder.run_step("s", "k", lambda: {"n": 2}) == {"n": 2}
 
 
 def test_forget_drops_one_stage_only(tmp_path: Path) -> None:

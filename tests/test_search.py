@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from embedtune.config import build_experiment
-from embedtune.errors import ConfigError, MissingExtraError
+from embedtune.errors import ConfigError, MissingExtraError, RunFolderError
 from embedtune.finetune import search as search_module
 from embedtune.finetune.search import Search, search_settings
 from finetune_child import WORDS, make_rows
@@ -70,6 +70,17 @@ def test_best_trial_wins_and_a_later_call_goes_on(tiny_bert: Path, tmp_path: Pat
 def test_weights_of_trials_are_not_kept(tiny_bert: Path, tmp_path: Path) -> None:
     search(tiny_bert, tmp_path, budget=1)
     assert [path.name for path in tmp_path.iterdir()] == ["trials.log"]
+
+
+@pytest.mark.parametrize("line", ['{"op_code": 42}', "{", '{"op_code": 4, "study_id": 0, "worker_id": "a"}'])
+def test_journal_that_can_not_be_read_is_told(line: str, tiny_bert: Path, tmp_path: Path) -> None:
+    search(tiny_bert, tmp_path, budget=1e-6)
+    journal = tmp_path / "trials.log"
+    journal.write_text(f"{line}\n{journal.read_text()}")
+    with pytest.raises(
+        RunFolderError, match=r"trials\.log' is damaged, .*: delete it, and the search begins anew"
+    ):
+        search(tiny_bert, tmp_path, budget=1e-6)
 
 
 def test_trial_that_is_running_when_time_is_up_is_stopped(

@@ -436,6 +436,16 @@ def test_load_dataset_column_not_plain(tmp_path: Path) -> None:
             '{"text": "a\\u0000b", "label": "x"}\n',
             "row 1 of a.jsonl has a NUL character in its text. Remove it.",
         ),
+        (
+            "a.jsonl",
+            '{"text": "a\\ud800b", "label": "x"}\n',
+            "row 1 of a.jsonl has half a character (a lone surrogate) in its text. Remove it.",
+        ),
+        (
+            "a.jsonl",
+            '{"text": "a", "label": "\\udc00"}\n',
+            "column 'label' of a.jsonl holds half a character (a lone surrogate) in row 1: remove it.",
+        ),
         ("a.parquet", "text", "a.parquet isn't a Parquet file: "),
         ("a.feather", "text", "a.feather isn't an Arrow file: "),
         ("a.xlsx", "text", "a.xlsx isn't an Excel workbook: File is not a zip file."),

@@ -25,6 +25,7 @@ from embedtune.embed.store import (
     default_store_uri,
     hash_text,
 )
+from embedtune.embed.store_key import digest_key
 from embedtune.embed.store_place import Place
 from embedtune.errors import MissingExtraError, ResourceError, StoreError
 from store_writer import COLUMNS, KEY, N_TEXTS, WIDTH, append, hash_numbers, make_vectors
@@ -85,7 +86,7 @@ def test_store_key_json_round_trip_is_equal() -> None:
 
 
 def test_store_key_of_newer_schema_is_refused() -> None:
-    with pytest.raises(StoreError, match=r"^the key has schema 9, and this version reads 2$"):
+    with pytest.raises(StoreError, match=r"newer release .*schema 9, and this one reads 2.*upgrade"):
         StoreKey.from_json(KEY.to_json().replace('"schema": 2', '"schema": 9'))
 
 
@@ -379,6 +380,24 @@ def test_damaged_table_says_what_to_do_and_is_pruned(store: EmbeddingStore, tabl
     assert [problem.message[:25] for problem in store.verify()] == ["the table can't be opened"]
     assert store.prune(keys=[DIGEST[:8]]) > 0
     append(table, [0], (A,))
+    assert_holds(table, [0], (A,))
+
+
+def test_table_of_another_release_is_left_to_it(store: EmbeddingStore, table: EmbeddingTable) -> None:
+    append(table, [0], (A,))
+    append(table_before := store.table(replace(KEY, max_length=8)), [0], (A,))
+    text = table_before.key.to_json().replace('"schema": 2', '"schema": 3')
+    folder = Path(table_before.place.uri)
+    (folder / "key.json").write_text(text)
+    theirs = folder.rename(folder.with_name(digest_key(text)))
+    for path in theirs.rglob("*.manifest"):
+        path.write_bytes(b"a layout of later on")
+    before = {path: path.read_bytes() for path in theirs.rglob("*") if path.is_file()}
+    assert store.verify() == store.repair() == ()
+    store.prune(older_than_days=1)
+    assert {path: path.read_bytes() for path in theirs.rglob("*") if path.is_file()} == before
+    assert {row.digest: row.note for row in store.list()} == {DIGEST: "", theirs.name: "of another release"}
+    assert store.prune(keys=[theirs.name]) > 0
     assert_holds(table, [0], (A,))
 
 

@@ -61,7 +61,7 @@ def judge(read: Callable[[], Any], expected: Any, path: Path, said: str) -> Outc
 
 def is_same(found: Any, expected: Any) -> bool:
     if isinstance(expected, np.ndarray):
-        return found.shape == expected.shape and bool(np.array_equal(found, expected))
+        return bool(np.array_equal(found, expected))
     return bool(found == expected)
 
 
@@ -263,40 +263,49 @@ def rot_stages(workshop: Workshop, random: Random) -> Iterator[Outcome]:
         shutil.rmtree(folder)
 
 
-def rot_checkpoints(workshop: Workshop, random: Random) -> Iterator[Outcome]:
-    """Checkpoints of a stopped fine-tuning, which goes on to the weights of an undisturbed one, or says why not."""
+class _Stopped(Exception):
+    pass
+
+
+def tune(workshop: Workshop, folder: Path, *, stop: int | None = None) -> list[bytes]:
+    """Fine-tune for three epochs, or until `stop`, and return the weights."""
     from embedtune.finetune.train import fine_tune
 
-    class Stopped(Exception):
-        pass
+    def look(epoch: Any) -> None:
+        if round(epoch.epoch) == stop:
+            raise _Stopped
 
-    def tune(folder: Path, *, stop: int | None = None) -> Any:
-        def look(epoch: Any) -> None:
-            if round(epoch.epoch) == stop:
-                raise Stopped
+    fine_tune(
+        workshop.backbone, TEXTS * 6, labels=["up", "down"] * 18, label_names=["down", "up"], method="lora",
+        epochs=3, batch_size=8, max_length=32, output_dir=folder, device="cpu", on_epoch=look,
+        validation_fraction=0.3, patience=None,
+    )  # fmt: skip
+    return [path.read_bytes() for path in sorted(folder.glob("*.safetensors"))]
 
-        fine_tune(
-            workshop.backbone, TEXTS * 6, labels=["up", "down"] * 18, label_names=["down", "up"], method="lora",
-            epochs=3, batch_size=8, max_length=32, output_dir=folder, device="cpu", on_epoch=look,
-            validation_fraction=0.3, patience=None,
-        )  # fmt: skip
-        return [path.read_bytes() for path in sorted(folder.glob("*.safetensors"))]
 
-    expected = tune(workshop.fresh("tuned"))
+def stop_tuning(workshop: Workshop) -> Path:
+    """Return the folder of a fine-tuning that was stopped in its last epoch."""
     stopped = workshop.fresh("stopped")
-    with contextlib.suppress(Stopped):
-        tune(stopped, stop=3)
+    with contextlib.suppress(_Stopped):
+        tune(workshop, stopped, stop=3)
     assert list((stopped / "checkpoints").glob("checkpoint-*/ready.json"))
+    return stopped
+
+
+def rot_checkpoints(workshop: Workshop, random: Random) -> Iterator[Outcome]:
+    """Checkpoints of a stopped fine-tuning, which goes on to the weights of an undisturbed one, or says why not."""
+    expected = tune(workshop, workshop.fresh("tuned"))
+    stopped = stop_tuning(workshop)
     while True:
         folder = workshop.fresh("going-on")
         shutil.copytree(stopped, folder)
         path, said = flip_byte(folder, random, among="checkpoints/**/*")
-        yield judge(lambda at=folder: tune(at), expected, path, said)
+        yield judge(lambda at=folder: tune(workshop, at), expected, path, said)
         shutil.rmtree(folder)
 
 
-def rot_parts(workshop: Workshop, random: Random) -> Iterator[Outcome]:
-    """Finished pieces of a `predict` that was stopped."""
+def stop_predict(workshop: Workshop) -> tuple[Path, Path, Path, bytes]:
+    """Return a bundle, an input, the folder of a `predict` that was stopped, and the bytes of one that wasn't."""
     from embedtune.data.places import Place
     from embedtune.predict import job, predict_file
 
@@ -304,9 +313,9 @@ def rot_parts(workshop: Workshop, random: Random) -> Iterator[Outcome]:
     rows = [{"id": n, "text": f"{TEXTS[n % 6]} {n}" if n % 7 else None} for n in range(40)]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     job.WINDOW_TEXTS = 8
-    predict_file(bundle, source, workshop.folder / "whole.csv")
-    expected = (workshop.folder / "whole.csv").read_bytes()
-    expected += (workshop.folder / "whole.csv.rejected.jsonl").read_bytes()
+    whole = workshop.fresh("whole").with_suffix(".csv")
+    predict_file(bundle, source, whole)
+    expected = whole.read_bytes() + whole.with_name(f"{whole.name}.rejected.jsonl").read_bytes()
     stopped = workshop.fresh("stopped")
     stopped.mkdir()
     write, n_written = Place.write_bytes, [0]
@@ -324,16 +333,25 @@ def rot_parts(workshop: Workshop, random: Random) -> Iterator[Outcome]:
         pass
     finally:
         Place.write_bytes = write  # type: ignore[method-assign]
+    return bundle, source, stopped, expected
 
-    def read(folder: Path) -> bytes:
-        predict_file(bundle, source, folder / "out.csv")
-        return (folder / "out.csv").read_bytes() + (folder / "out.csv.rejected.jsonl").read_bytes()
 
+def finish_predict(bundle: Path, source: Path, folder: Path) -> bytes:
+    """Give the command again, and return its output and rejected rows."""
+    from embedtune.predict import predict_file
+
+    predict_file(bundle, source, folder / "out.csv")
+    return (folder / "out.csv").read_bytes() + (folder / "out.csv.rejected.jsonl").read_bytes()
+
+
+def rot_parts(workshop: Workshop, random: Random) -> Iterator[Outcome]:
+    """Finished pieces of a `predict` that was stopped."""
+    bundle, source, stopped, expected = stop_predict(workshop)
     while True:
         folder = workshop.fresh("going-on")
         shutil.copytree(stopped, folder)
         path, said = flip_byte(folder, random)
-        yield judge(lambda at=folder: read(at), expected, path, said)
+        yield judge(lambda at=folder: finish_predict(bundle, source, at), expected, path, said)
         shutil.rmtree(folder)
 
 

@@ -35,6 +35,7 @@ from embedtune.plan import (
     search_step,
 )
 from embedtune.predictions import read_predicted, read_predictions
+from embedtune.report.content import RESULTS_SCHEMA
 from embedtune.results import compare_with_prompting, describe_environment, sum_costs
 from embedtune.runfolder import check_outputs
 from embedtune.scan import read_embed_cost
@@ -96,7 +97,7 @@ def write_results(run: TaskRun) -> dict[str, Any]:
         if isinstance(view, TransformerView) and views[name] != view
     }
     results = {
-        "schema": 1,
+        "schema": RESULTS_SCHEMA,
         "task": run.task,
         "labels": list(splits.label_names),
         "n": {part: len(splits.rows(part)) for part in ("tune", "train", "test")},

@@ -27,6 +27,14 @@ _SEAL = "sha256"
 _hashes: dict[tuple[str, int, int], str] = {}
 
 
+class OtherRelease(ValueError):
+    """What another release of embedtune wrote; the message goes on after the file's name and says what to do."""
+
+
+class NewerRelease(OtherRelease):
+    """What a newer release wrote: it isn't to be made anew."""
+
+
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
     """Write a temporary file that takes `path`'s place when the block ends well.
@@ -60,12 +68,26 @@ def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
     write_json(path, {**value, _SEAL: _hash_value(value)})
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
+def read_sealed(
+    path: Path, shape: Mapping[str, Any], *, schema: int | None = None, again: str
+) -> dict[str, Any]:
     """Read what `write_sealed` wrote.
+
+    Parameters
+    ----------
+    path : Path
+    shape : mapping of str to type, or tuple of types
+        Fields that it has to have.
+    schema : int, optional
+        What its field ``schema`` has to be, where it has one.
+    again : str
+        What to do about a file of an earlier release: "fine-tune again".
 
     Raises
     ------
     FileNotFoundError
+    OtherRelease
+        If it is of another schema, lacks a field, or was written before files had hashes.
     ValueError
         If it is anything else.
     """
@@ -73,9 +95,34 @@ def read_sealed(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("it isn't a JSON object")
     sealed = value.pop(_SEAL, None)
+    if sealed is None:
+        check_release(value, {}, schema=schema, again=again)
+        raise OtherRelease(f"has no {_SEAL}, as files of earlier releases: {again}")
     if sealed != _hash_value(value):
-        raise ValueError("its contents don't agree with its sha256")
+        raise ValueError(f"its contents don't agree with its {_SEAL}")
+    check_release(value, shape, schema=schema, again=again)
     return value
+
+
+def check_release(
+    value: Mapping[str, Any], shape: Mapping[str, Any], *, schema: int | None = None, again: str
+) -> None:
+    """Check that a file's contents are of a schema and shape, as `read_sealed` does.
+
+    Raises
+    ------
+    OtherRelease
+    """
+    found = value.get("schema", schema)
+    if schema is not None and found != schema:
+        told = f"release of embedtune (schema {found!r:.20}, and this one reads {schema})"
+        if isinstance(found, int) and found > schema:
+            raise NewerRelease(f"was written by a newer {told}: upgrade embedtune")
+        raise OtherRelease(f"was written by an earlier {told}: {again}")
+    for name, kind in shape.items():
+        if name not in value or not isinstance(value[name], kind):
+            what = "of another kind" if name in value else "lacking"
+            raise OtherRelease(f"was written by another release of embedtune ('{name}' is {what}): {again}")
 
 
 def _hash_value(value: Mapping[str, Any]) -> str:

@@ -72,6 +72,7 @@ from embedtune.plan import (
 )  # fmt: skip
 from embedtune.predictions import write_out_of_fold, write_predictions
 from embedtune.report.build import build_report
+from embedtune.report.content import RESULTS_SCHEMA
 from embedtune.runfolder import digest
 from embedtune.scan import count_scanned, scan_views
 from embedtune.suspects import list_suspects
@@ -317,7 +318,7 @@ def fit(run: TaskRun) -> None:
 def compare(run: TaskRun) -> None:
     """Score the arms, set them against each other, and write results.json."""
     arms = run.experiment.compare.arms
-    key = digest([arm_key(run, arm) for arm in arms], run.experiment.compare.model_dump())
+    key = digest([arm_key(run, arm) for arm in arms], run.experiment.compare.model_dump(), RESULTS_SCHEMA)
     outputs = [run.path / "results.json", run.path / "tables" / "test.csv"]
     run.folder.run_step("compare", key, lambda: {"best": write_results(run)["best"]}, outputs=outputs)
 

@@ -17,10 +17,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from embedtune.errors import RunFolderError
-from embedtune.files import explain_full_disk, hash_file, read_sealed, write_sealed
+from embedtune.files import OtherRelease, explain_full_disk, hash_file, read_sealed, write_sealed
 
 log = logging.getLogger(__name__)
 
+#: Of the folder: what lies where, and what records say.
+SCHEMA = 1
 _STATE = ".state"
 
 
@@ -62,7 +64,7 @@ def check_outputs(path: Path, *names: str) -> None:
     """
     for record_path in sorted((path / _STATE).glob("*.json")):
         try:
-            written = read_sealed(record_path).get("files", {})
+            written = _read_record(record_path)["files"]
         except ValueError:
             continue  # The step counts as not done.
         for name in sorted(written.keys() & set(names)):
@@ -71,6 +73,10 @@ def check_outputs(path: Path, *names: str) -> None:
                     f"{path / name} is not the file that was written: give the command of the whole run again, "
                     "which makes it anew."
                 )
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    return read_sealed(path, {"key": str, "result": dict, "files": dict}, again="do the step again")
 
 
 def _list_files(outputs: Sequence[Path]) -> Iterator[Path]:
@@ -95,7 +101,7 @@ class RunFolder:
     Raises
     ------
     RunFolderError
-        If `path` is a file, holds something else, or belongs to another experiment.
+        If `path` is a file, holds something else, or belongs to another experiment or a newer release.
     """
 
     def __init__(self, path: Path, *, identity: str, inside: RunFolder | None = None) -> None:
@@ -107,7 +113,11 @@ class RunFolder:
             raise RunFolderError(f"{path} is not empty and holds no run: choose another --out, or empty it.")
         if stamp.exists():
             try:
-                held = read_sealed(stamp)["identity"]
+                held = read_sealed(
+                    stamp, {"identity": str}, schema=SCHEMA, again="choose another --out, or delete it"
+                )["identity"]
+            except OtherRelease as error:
+                raise RunFolderError(f"{path} {error}.") from None
             except ValueError as error:
                 raise RunFolderError(
                     f"{stamp} is damaged ({error}): if {path} is of {identity}, delete that file and give the "
@@ -121,9 +131,12 @@ class RunFolder:
         (path / _STATE).mkdir(parents=True, exist_ok=True)
 
     def read_record(self, step: str) -> dict[str, Any] | None:
-        """Return what `step` recorded when it last finished, whatever its key, or None; a damaged record is none."""
+        """Return what `step` recorded when it last finished, whatever its key, or None.
+
+        A record that is damaged, or that another release wrote otherwise, is none.
+        """
         try:
-            return read_sealed(self._record_path(step))
+            return _read_record(self._record_path(step))
         except (FileNotFoundError, ValueError):
             return None
 
@@ -179,7 +192,7 @@ class RunFolder:
         if self.inside is not None:
             self.inside._claim()
         if not self._identity_path.exists():
-            write_sealed(self._identity_path, {"identity": self.identity})
+            write_sealed(self._identity_path, {"schema": SCHEMA, "identity": self.identity})
 
     @property
     def _identity_path(self) -> Path:

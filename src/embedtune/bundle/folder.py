@@ -15,10 +15,13 @@ from embedtune.bundle.card import write_card
 from embedtune.bundle.paths import check_files, find_inside, is_inside, list_files
 from embedtune.bundle.views import NamedEncoder, Reading, as_json, read_view, write_view
 from embedtune.errors import BundleError, EmbedtuneError
-from embedtune.files import hash_file, read_sealed, replace_dir, write_sealed, write_text
+from embedtune.files import OtherRelease, hash_file, read_sealed, replace_dir, write_sealed, write_text
 from embedtune.heads.decision import decide
 
 SCHEMA = 1
+_SHAPE = {
+    "schema": int, "files": dict, "views": list, "labels": list, "head": dict, "notes": dict, "normalizes": bool
+}  # fmt: skip
 MANIFEST = "bundle.json"
 CALIBRATOR = "calibrator.skops"
 
@@ -123,7 +126,7 @@ def read_bundle(path: str | Path, *, root: Path | None = None, reading: Reading 
     Raises
     ------
     BundleError
-        If it isn't a bundle, is of a newer schema, a file is missing, changed, or not listed, a backbone has other
+        If it isn't a bundle, is of another schema, a file is missing, changed, or not listed, a backbone has other
         weights than it was trained on, or it holds a type that is not on our short list.
     BackboneError
         If a backbone isn't there.
@@ -140,22 +143,37 @@ def read_bundle(path: str | Path, *, root: Path | None = None, reading: Reading 
     reading = reading or Reading()
     try:
         views = [(view["name"], read_view(view, path, files, reading=reading)) for view in manifest["views"]]
-        weights = manifest["decision_weights"]
+        head_path = find_inside(path, manifest["head"]["file"], files)
+        weights = _read_weights(manifest)
+    except (EmbedtuneError, MemoryError):
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise BundleError(
+            f"{path / MANIFEST} was written by another release of embedtune ({error!r:.80}): train and save the "
+            "bundle again, or use that release."
+        ) from error
+    except Exception as error:  # whatever readers of forged files meet
+        raise _tell_damage(path, error) from error
+    try:
         parts = BundleParts(
             views,
-            _load_skops(find_inside(path, manifest["head"]["file"], files)),
+            _load_skops(head_path),
             manifest["labels"],
             calibrator=_load_skops(path / CALIBRATOR) if CALIBRATOR in files else None,
-            decision_weights=None if weights is None else np.array(weights, dtype=np.float64),
+            decision_weights=weights,
             normalizes=manifest["normalizes"],
             notes=manifest["notes"],
         )
         _try_head(parts)
     except (EmbedtuneError, MemoryError):
         raise
-    except Exception as error:  # whatever readers of forged files meet
-        raise BundleError(f"{path} is damaged ({error!r:.80}): copy the bundle again.") from error
+    except Exception as error:  # whatever a forged head does
+        raise _tell_damage(path, error) from error
     return parts
+
+
+def _tell_damage(path: Path, error: Exception) -> BundleError:
+    return BundleError(f"{path} is damaged ({error!r:.80}): copy the bundle again.")
 
 
 def _try_head(parts: BundleParts) -> None:
@@ -198,7 +216,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     Raises
     ------
     BundleError
-        If it isn't a bundle, is damaged, or of a newer schema.
+        If it isn't a bundle, is damaged, or of another schema.
     """
     if not (path / MANIFEST).is_file():  # a pipe or a device never ends
         raise BundleError(
@@ -206,23 +224,21 @@ def read_manifest(path: Path) -> dict[str, Any]:
             "such as runs/demo/sentiment/bundle."
         )
     try:
-        manifest = read_sealed(path / MANIFEST)
+        return read_sealed(path / MANIFEST, _SHAPE, schema=SCHEMA, again="train and save the bundle again")
+    except OtherRelease as error:
+        raise BundleError(f"{path / MANIFEST} {error}.") from None
     except (OSError, ValueError, RecursionError):
         raise BundleError(f"{path / MANIFEST} is damaged: copy the bundle again.") from None
-    schema = manifest.get("schema")
-    if not isinstance(schema, int):
-        raise BundleError(f"{path / MANIFEST} names no schema: it is not an embedtune bundle.")
-    if schema > SCHEMA:
-        raise BundleError(
-            f"{path} has schema {schema}, written by embedtune {manifest.get('embedtune', '?')}; this embedtune "
-            f"{embedtune.__version__} reads up to {SCHEMA}: upgrade embedtune."
-        )
-    shapes = {"files": dict, "views": list, "labels": list, "head": dict, "notes": dict, "normalizes": bool}
-    for key, shape in shapes.items():
-        if not isinstance(manifest.get(key), shape):
-            raise BundleError(f"{path / MANIFEST} is damaged ('{key}'): copy the bundle again.")
-    manifest.setdefault("decision_weights", None)
-    return dict(manifest)
+
+
+def _read_weights(manifest: Mapping[str, Any]) -> NDArray[np.float64] | None:
+    told = manifest.get("decision_weights")
+    if told is None:
+        return None
+    weights = np.array(told, dtype=np.float64)
+    if weights.shape != (len(manifest["labels"]),):
+        raise ValueError(f"{weights.size} weights of {len(manifest['labels'])} labels")
+    return weights
 
 
 def _load_skops(path: Path) -> Any:

@@ -149,7 +149,8 @@ def read_view(view: Mapping[str, Any], folder: Path, listed: Iterable[str], *, r
     known = set(_KINDS[view["kind"]]().get_params()) - set(_LOCAL_PARAMS)
     if unknown := sorted(set(params) - known):
         raise BundleError(
-            f"{folder} sets '{unknown[0]}' of its view '{view['name']}', which a bundle can't: get a bundle you trust."
+            f"{folder} sets '{unknown[0]}' of its view '{view['name']}', which a bundle can't: get a bundle "
+            "you trust, or upgrade embedtune."
         )
     _check_params(view, params, folder)
     packed = find_inside(folder, view["packed"], listed) if "packed" in view else None

@@ -237,7 +237,14 @@ def _read_run_folder(run_dir: Path, overrides: list[str]) -> Experiment:
         raise RunFolderError(
             f"{run_dir} holds no run (no config.yaml): start one with `embedtune run … --out {run_dir}`."
         )
-    return build_experiment(read_recipe(str(path)).resolve(overrides), where=str(path))
+    try:
+        return build_experiment(read_recipe(str(path)).resolve(overrides), where=str(path))
+    except ConfigError as error:
+        if overrides:
+            raise
+        raise ConfigError(
+            f"{error} If a newer release wrote it, upgrade embedtune; if you did, mend it."
+        ) from error
 
 
 def run_experiment(

@@ -26,7 +26,7 @@ def store_list(debug: Debug = False) -> None:
         for row in store.list():
             key = row.key
             described = (
-                (key.backbone, (key.adapter or "-")[:8], key.precision) if key else ("unreadable", "-", "-")
+                (key.backbone, (key.adapter or "-")[:8], key.precision) if key else (row.note, "-", "-")
             )
             n_texts = "-" if row.n_texts is None else str(row.n_texts)
             table.add_row(

@@ -10,6 +10,7 @@ import pandas as pd
 
 from embedtune.data.dataset import TextDataset
 from embedtune.data.delimited import MAX_TEXT_CHARACTERS
+from embedtune.data.lines import is_damaged
 from embedtune.errors import DataError, suggest_nearest
 
 #: Names that mean the text or the label where the user names none, the likeliest first.
@@ -155,7 +156,7 @@ def read_texts(cells: Sequence[Any], *, name: str, column: str, first_row: int =
     Raises
     ------
     DataError
-        If a cell isn't text, holds a NUL character or is longer than `MAX_TEXT_CHARACTERS`, or if all cells
+        If a cell isn't text, holds a NUL or half a character or is longer than `MAX_TEXT_CHARACTERS`, or if all cells
         are numbers.
     """
     texts = []
@@ -175,6 +176,10 @@ def read_texts(cells: Sequence[Any], *, name: str, column: str, first_row: int =
             )
         if "\0" in cell:
             raise DataError(f"row {row} of {name} has a NUL character in its text. Remove it.")
+        if is_damaged(cell):
+            raise DataError(
+                f"row {row} of {name} has half a character (a lone surrogate) in its text. Remove it."
+            )
         texts.append(cell.strip())
     if first_row == 1 and any(texts) and all(is_number(text) for text in texts if text):
         raise DataError(
@@ -188,6 +193,10 @@ def read_label(cell: Any, *, row: int, name: str, column: str) -> str:
     if _is_null(cell):
         return ""
     if isinstance(cell, str):
+        if is_damaged(cell):
+            raise DataError(
+                f"column '{column}' of {name} holds half a character (a lone surrogate) in row {row + 1}: remove it."
+            )
         return cell.strip()
     if isinstance(cell, bool):
         return str(cell).lower()

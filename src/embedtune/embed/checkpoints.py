@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from embedtune.errors import BackboneError
-from embedtune.files import hash_file, read_sealed
+from embedtune.files import OtherRelease, hash_file, read_sealed
 
 # Hub name, package, folder inside it, sha256 of model.safetensors.
 _MINILM = (
@@ -20,6 +20,9 @@ _MINILM = (
 )
 #: Models that come as a Python package, by the names they go by.
 PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": _MINILM, "all-MiniLM-L6-v2": _MINILM}
+
+#: Of finetune.json, beside an adapter.
+SCHEMA = 1
 
 #: Settings in a model's config that don't change what it computes.
 _IRRELEVANT = frozenset(
@@ -116,13 +119,15 @@ def check_adapter(adapter: Path, weights_hash: str, *, name: str) -> None:
     Raises
     ------
     BackboneError
-        If a file has changed, or it was trained on others.
+        If a file has changed, another release wrote it, or it was trained on others.
     """
     facts_path = adapter / "finetune.json"
     if not facts_path.exists():
         return
     try:
-        facts = read_sealed(facts_path)
+        facts = read_sealed(facts_path, {"schema": int}, schema=SCHEMA, again="fine-tune again")
+    except OtherRelease as error:
+        raise BackboneError(f"'{facts_path}' {error}.") from None
     except ValueError as error:
         raise BackboneError(f"'{facts_path}' is damaged ({error}): fine-tune again.") from error
     if facts.get("backbone_sha256") not in (None, hash_adapter(adapter)):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from embedtune.embed.store_check import check_table, repair_table
 from embedtune.embed.store_key import StoreKey, column_name, default_store_uri, hash_text
-from embedtune.embed.store_place import Place, explain_storage_errors, is_local, open_filesystem
+from embedtune.embed.store_place import ForeignTable, Place, explain_storage_errors, is_local, open_filesystem
 from embedtune.embed.store_table import EmbeddingTable
 from embedtune.errors import StoreError
 from embedtune.progress import track
@@ -38,7 +38,7 @@ class StoreRow:
     digest : str
         The folder's name; `EmbeddingStore.prune` takes it, or its beginning.
     key : StoreKey or None
-        None if the table's key can't be read.
+        None if the table's key can't be read, or another release wrote it.
     n_texts : int or None
         None if the table can't be read.
     columns : tuple of str
@@ -46,6 +46,8 @@ class StoreRow:
         On disk, versions that readers may still use included.
     last_used : datetime or None
         To ten minutes.
+    note : str
+        Why there is no key; empty where there is.
     """
 
     digest: str
@@ -54,6 +56,7 @@ class StoreRow:
     columns: tuple[str, ...]
     n_bytes: int
     last_used: datetime | None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -170,13 +173,16 @@ class EmbeddingStore:
         key: StoreKey | None = None
         n_texts: int | None = None
         columns: tuple[str, ...] = ()
+        note = ""
         try:
             key = place.read_key()
             table = EmbeddingTable(key, place)
             n_texts, columns = table.count_texts(), table.list_columns()
+        except ForeignTable:
+            note = "of another release"
         except StoreError:
-            pass  # Listed with what could be read.
-        return StoreRow(digest, key, n_texts, columns, place.measure_bytes(), place.last_used())
+            note = "unreadable"  # Listed with what could be read.
+        return StoreRow(digest, key, n_texts, columns, place.measure_bytes(), place.last_used(), note)
 
     def _list_digests(self) -> Sequence[str]:
         from pyarrow.fs import FileSelector, FileType

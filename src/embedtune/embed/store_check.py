@@ -8,7 +8,15 @@ from typing import Any
 import numpy as np
 
 from embedtune.embed.store_key import StoreKey
-from embedtune.embed.store_place import Place, explain_storage_errors, import_lance, is_panic, shorten
+from embedtune.embed.store_place import (
+    DAMAGE,
+    ForeignTable,
+    Place,
+    explain_storage_errors,
+    import_lance,
+    is_panic,
+    shorten,
+)
 from embedtune.embed.store_rows import find_whole, has_known_columns, read_widths, to_matrix
 from embedtune.errors import StoreError
 
@@ -36,11 +44,13 @@ class Damage:
 
 
 def check_table(place: Place) -> tuple[str, ...]:
-    """Read a whole table and return its problems, one line each; none for a table in order."""
+    """Read a whole table and return its problems, one line each; none for a table in order, or of another release."""
     import_lance()
     problems: list[str] = []
     try:
         place.read_key()
+    except ForeignTable:
+        return ()
     except StoreError as error:
         problems.append(str(error))
     try:
@@ -103,8 +113,8 @@ def _find_damage(place: Place, dataset: Any) -> Damage:
         try:
             hashes, addresses, bad = _check_fragment(dataset, fragment, widths)
         except BaseException as error:
-            if not isinstance(error, Exception) and not is_panic(error):
-                raise
+            if not isinstance(error, DAMAGE) and not is_panic(error):
+                raise  # our own mistake, or memory: nothing to drop rows for
             damage.problems.append(f"{name} can't be read ({shorten(error)})")
             damage.fragments.append(fragment.fragment_id)
             continue

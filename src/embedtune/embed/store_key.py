@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from embedtune.errors import StoreError
+from embedtune.files import OtherRelease, check_release
 
 #: Goes up whenever the same inputs would give other numbers or another layout; older tables stay unread.
 SCHEMA = 2
@@ -52,7 +53,7 @@ class StoreKey:
 
     def digest(self) -> str:
         """Return 32 hex digits that change with any field and with the store's schema version."""
-        return hashlib.sha256(self.to_json().encode("utf-8")).hexdigest()[:32]
+        return digest_key(self.to_json())
 
     def to_json(self) -> str:
         """Return the readable form, schema version included."""
@@ -69,14 +70,23 @@ class StoreKey:
         """
         try:
             values: Any = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StoreError(f"the key can't be read ({error})") from error
+        if not isinstance(values, dict):
+            raise StoreError("the key isn't a JSON object")
+        try:
+            check_release(values, {"schema": int}, schema=SCHEMA, again="its texts are read anew")
+        except OtherRelease as error:
+            raise StoreError(f"the table {error}") from error
         names = {"schema", *(field.name for field in fields(cls))}
-        if not isinstance(values, dict) or set(values) != names:
+        if set(values) != names:
             raise StoreError(f"the key doesn't have the fields {', '.join(sorted(names))}")
-        if values["schema"] != SCHEMA:
-            raise StoreError(f"the key has schema {values['schema']}, and this version reads {SCHEMA}")
         return cls(**{name: value for name, value in values.items() if name != "schema"})
+
+
+def digest_key(text: str) -> str:
+    """Return the name of the folder that belongs to a key in its readable form."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:32]
 
 
 def hash_text(text: str) -> bytes:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from embedtune.embed.store_key import StoreKey
+from embedtune.embed.store_key import StoreKey, digest_key
 from embedtune.errors import EmbedtuneError, MissingExtraError, ResourceError, StoreError
 from embedtune.files import is_disk_full
 
@@ -19,9 +19,13 @@ LOCK_TIMEOUT = 600.0  # seconds; an append takes well under one
 TOUCH_AFTER = timedelta(minutes=10)
 
 #: What reading a damaged table raises.
-_DAMAGE = (OSError, ValueError, RuntimeError, LookupError)
+DAMAGE = (OSError, ValueError, RuntimeError, LookupError)
 
 _whole_deletions: set[str] = set()
+
+
+class ForeignTable(StoreError):
+    """A table of another release, which keeps what it keeps; this one neither reads nor mends it."""
 
 
 def import_lance() -> Any:
@@ -133,15 +137,23 @@ class Place:
 
         Raises
         ------
+        ForeignTable
+            If another release wrote it: the key is as it was written, and this one doesn't know its fields.
         StoreError
             If there is no key, or it can't be read or belongs to another folder.
         """
         filesystem, folder = open_filesystem(self.uri)
         try:
             with filesystem.open_input_stream(f"{folder}/key.json") as stream:
-                key = StoreKey.from_json(stream.read().decode("utf-8"))
+                text = stream.read().decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise StoreError(f"key.json can't be read ({shorten(error)})") from error
+        try:
+            key = StoreKey.from_json(text)
+        except StoreError as error:
+            if digest_key(text) == self.digest:
+                raise ForeignTable(str(error)) from error
+            raise
         if key.digest() != self.digest:
             raise StoreError(f"key.json belongs to {key.digest()}")
         return key
@@ -279,7 +291,7 @@ def explain_storage_errors(place: Place) -> Iterator[None]:
     except EmbedtuneError:
         raise
     except BaseException as error:
-        if not isinstance(error, _DAMAGE) and not is_panic(error):
+        if not isinstance(error, DAMAGE) and not is_panic(error):
             raise
         if is_disk_full(error):
             raise ResourceError(

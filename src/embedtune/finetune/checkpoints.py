@@ -63,7 +63,7 @@ def mark_ready(checkpoint: Path, *, seconds: float) -> None:
 
 def read_seconds(checkpoint: Path) -> float:
     """Return the training time that led to a complete checkpoint."""
-    return float(read_sealed(checkpoint / READY)["seconds"])
+    return float(_read_ready(checkpoint)["seconds"])
 
 
 def read_epochs(log_history: Sequence[dict[str, Any]]) -> list[Epoch]:
@@ -108,10 +108,14 @@ def _list_ready(folder: Path) -> list[Path]:
 
 def _is_whole(checkpoint: Path) -> bool:
     try:
-        files = read_sealed(checkpoint / READY)["files"]
+        files = _read_ready(checkpoint)["files"]
         return all(hash_file(checkpoint / name) == written for name, written in files.items())
     except (OSError, ValueError):
         return False
+
+
+def _read_ready(checkpoint: Path) -> dict[str, Any]:
+    return read_sealed(checkpoint / READY, {"seconds": float, "files": dict}, again="begin anew")
 
 
 def _number(checkpoint: Path) -> int:

@@ -13,6 +13,7 @@ import filelock
 
 from embedtune.embed.checkpoints import hash_adapter
 from embedtune.errors import BackboneError, BundleError, RunFolderError
+from embedtune.files import NewerRelease
 from embedtune.finetune import saved
 from embedtune.finetune.saved import FineTuned, read_finetuned
 
@@ -46,7 +47,7 @@ def read_finished(folder: Path, key: dict[str, Any], *, replace: bool) -> FineTu
     RunFolderError
         If it had others, without `replace`.
     BundleError
-        If a file has changed, without `replace`.
+        If a file has changed, without `replace`; if a newer release wrote it.
     """
     try:
         facts = saved.read_facts(folder)
@@ -57,8 +58,8 @@ def read_finished(folder: Path, key: dict[str, Any], *, replace: bool) -> FineTu
                 f"the weights in '{folder}' aren't those that were written: delete it and fine-tune again."
             )
         finished = read_finetuned(folder)
-    except (BundleError, BackboneError):
-        if not replace:
+    except (BundleError, BackboneError) as error:
+        if not replace or isinstance(error.__cause__, NewerRelease):
             raise
         (folder / saved.FACTS).unlink()
         return None

@@ -21,13 +21,19 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from embedtune.embed.checkpoints import hash_adapter
+from embedtune.embed.checkpoints import SCHEMA, hash_adapter
 from embedtune.errors import BundleError
-from embedtune.files import hash_file, read_sealed, write_sealed
+from embedtune.files import OtherRelease, hash_file, read_sealed, write_sealed
 
-SCHEMA = 1
 FACTS = "finetune.json"
 HEAD = "head.safetensors"
+_SHAPE = {
+    "schema": int, "key": dict, "backbone_sha256": str, "head_sha256": (str, type(None)), "model_id": str,
+    "weights_hash": str, "method": str, "objective": str, "label_names": list, "pooling": str, "prefix": str,
+    "max_length": int, "seed": int,
+    "n_trained_parameters": int, "n_parameters": int, "best_epoch": int, "n_training": int, "n_validation": int,
+    "macro_f1": (float, type(None)), "history": list, "seconds": float, "precision": str, "device": str,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,17 +133,12 @@ def read_finetuned(path: str | Path) -> FineTuned:
     Raises
     ------
     BundleError
-        If the fine-tuning isn't finished, was written by a newer version, or a file isn't the one it wrote.
+        If the fine-tuning isn't finished, was written by another release, or a file isn't the one it wrote.
     """
     folder = Path(path).expanduser()
     facts = read_facts(folder)
     if facts is None:
         raise BundleError(f"folder '{folder}' holds no finished fine-tuning: run the fine-tuning again.")
-    if facts["schema"] > SCHEMA:
-        raise BundleError(
-            f"'{folder}' was written with schema {facts['schema']}, this version reads up to {SCHEMA}: "
-            "upgrade embedtune."
-        )
     told = {name: facts[name] for name in FineTuned.__dataclass_fields__ if name in facts}
     told["label_names"], told["history"] = tuple(told["label_names"]), tuple(told["history"])
     head = {"weight": None, "bias": None} if facts["head_sha256"] is None else _read_head(folder, facts)
@@ -150,12 +151,14 @@ def read_facts(folder: Path) -> dict[str, Any] | None:
     Raises
     ------
     BundleError
-        If it isn't what was written.
+        If it isn't what was written, or another release wrote it.
     """
     try:
-        return read_sealed(folder / FACTS)
+        return read_sealed(folder / FACTS, _SHAPE, schema=SCHEMA, again="fine-tune again")
     except FileNotFoundError:
         return None
+    except OtherRelease as error:
+        raise BundleError(f"'{folder / FACTS}' {error}.") from error
     except ValueError as error:
         raise BundleError(f"'{folder / FACTS}' is damaged ({error}): fine-tune again.") from error
 

@@ -10,7 +10,7 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from embedtune.errors import ConfigError, MissingExtraError
+from embedtune.errors import ConfigError, MissingExtraError, RunFolderError
 from embedtune.finetune.checkpoints import Epoch
 from embedtune.finetune.train import fine_tune
 
@@ -85,7 +85,7 @@ def search_settings(
     ConfigError
         If the budget isn't above 0.
     DataError, BackboneError, RunFolderError
-        As `fine_tune` does.
+        As `fine_tune` does; RunFolderError also if the journal of trials can't be read.
 
     References
     ----------
@@ -179,14 +179,22 @@ def _open_study(folder: Path, *, seed: int) -> Any:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    return optuna.create_study(
-        storage=JournalStorage(JournalFileBackend(str(folder / _JOURNAL))),
-        study_name=_JOURNAL,
-        load_if_exists=True,
-        direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=5),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=3),
-    )
+    try:
+        study = optuna.create_study(
+            storage=JournalStorage(JournalFileBackend(str(folder / _JOURNAL))),
+            study_name=_JOURNAL,
+            load_if_exists=True,
+            direction="maximize",
+            sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=5),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=3),
+        )
+        _list_trials(study)
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
+        raise RunFolderError(
+            f"the journal '{folder / _JOURNAL}' is damaged, or of another release of optuna "
+            f"({type(error).__name__}: {error!s:.80}): delete it, and the search begins anew."
+        ) from error
+    return study
 
 
 def _list_trials(study: Any) -> list[dict[str, Any]]:

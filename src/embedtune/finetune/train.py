@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from embedtune.embed.backbone import Description, describe_backbone
+from embedtune.embed.checkpoints import SCHEMA
 from embedtune.embed.precision import resolve_device, resolve_precision
 from embedtune.embed.quantization import QUANTIZED
 from embedtune.embed.quiet import hush_libraries
@@ -466,7 +467,7 @@ def _make_key(
     numbered = None if groups is None else [places.setdefault(group, len(places)) for group in groups]
     rows = json.dumps([list(texts), y.tolist(), numbered], ensure_ascii=True)
     return {
-        "schema": saved.SCHEMA,
+        "schema": SCHEMA,
         "weights": description.weights_hash,
         "config": description.config_hash,
         "tokenizer": description.tokenizer_hash,

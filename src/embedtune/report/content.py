@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from embedtune.errors import RunFolderError
+from embedtune.files import OtherRelease, check_release
 from embedtune.runfolder import check_outputs
 
 N_MISTAKES = 20
 RESULTS_SCHEMA = 1
+_SHAPE = {
+    "schema": int, "task": str, "labels": list, "n": dict, "arms": dict, "comparisons": list, "verdict": str
+}  # fmt: skip
 
 
 class Mistake(NamedTuple):
@@ -76,11 +80,10 @@ def read_run(run_dir: Path) -> RunContent:
         run_dir, "results.json", "probes.json", "curve.json", "data/splits.parquet", "data/audit.json"
     )
     results = _read_json(results_path)
-    if results.get("schema") != RESULTS_SCHEMA:
-        raise RunFolderError(
-            f"{results_path} has schema {results.get('schema')!r}, and this version reads {RESULTS_SCHEMA}: "
-            "run the compare stage again."
-        )
+    try:
+        check_release(results, _SHAPE, schema=RESULTS_SCHEMA, again="run the compare stage again")
+    except OtherRelease as error:
+        raise RunFolderError(f"{results_path} {error}.") from None
     config_path = run_dir / "config.yaml"
     splits_path = run_dir / "data" / "splits.parquet"
     best = f"predictions/{results.get('best')}.parquet"
