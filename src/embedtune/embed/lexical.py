@@ -119,7 +119,13 @@ class LexicalEncoder(NamedColumns, BaseEstimator):  # type: ignore[misc]
         *,
         components: NDArray[np.float32] | None = None,
     ) -> Self:
-        """Take what `dump_vocabulary` returned, and `components_`, instead of fitting; ValueError if weights are infinite."""
+        """Take what `dump_vocabulary` returned, and `components_`, instead of fitting.
+
+        Raises
+        ------
+        ValueError
+            If a weight isn't finite.
+        """
         self.words_, self.characters_ = self._make_vectorizer(), self._make_vectorizer(characters=True)
         for name, vectorizer in (("words", self.words_), ("characters", self.characters_)):
             terms = vocabulary[name]["terms"]
