@@ -342,3 +342,18 @@ def test_yaml_that_stands_for_more_than_it_says_is_refused(tmp_path: Path, text:
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match="is not valid YAML"):
         read_recipe(str(path))
+
+
+@pytest.mark.parametrize("value", ["!!set {a}", "[[a]]", "{a: b}"])
+def test_compat_that_is_no_name_is_refused(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"^compat '.*' is unknown to recipe demo"):
+        read_recipe("demo").resolve([f"compat={value}"])
+
+
+@pytest.mark.parametrize("tag", ["!!python/object/apply:os.system", "!!python/name:os.system", "!include"])
+def test_yaml_tag_is_refused(tmp_path: Path, tag: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"name: {tag} ['touch {tmp_path / 'ran'}']\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml is not valid YAML: could not determine a constructor"):
+        read_recipe(str(path))
+    assert not (tmp_path / "ran").exists()

@@ -14,8 +14,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from torture.forged import Touch, make_pickle
 from torture.inputs import SUFFIXES
-from torture.plants import Touch, make_pickle
 from torture.rot import TEXTS
 from torture.runner import Outcome
 from torture.workshop import SETTINGS, Workshop, call
@@ -172,7 +172,7 @@ def _write_workbook(path: Path) -> None:
 TAGS = (
     "!!python/object/apply:os.system ['touch {}']", "!!python/object/new:os.system ['touch {}']",
     "!!python/name:os.system",
-    "!!python/module:this", "!!python/object:torture.plants.Touch {{mark: '{}'}}",
+    "!!python/module:this", "!!python/object:torture.forged.Touch {{mark: '{}'}}",
     "!<tag:yaml.org,2002:python/object/apply:os.system> ['{}']",
     "!!python/object/apply:builtins.exec ['open(\"{}\", \"w\")']", "!!python/tuple [a]", "!!binary aGk=",
     "${{oc.env:HOME}}", "{{{{7*7}}}}",

@@ -100,7 +100,7 @@ class Recipe(NamedTuple):
             return list(self.quirks.values())
         names = compat[-1] if isinstance(compat[-1], list) else [compat[-1]]
         for name in names:
-            if name not in self.quirks:
+            if not isinstance(name, str) or name not in self.quirks:
                 allowed = ", ".join(("corrected", "published", *self.quirks)) if self.quirks else "corrected"
                 raise ConfigError(
                     f"compat '{name}' is unknown to recipe {self.name}{suggest_nearest(str(name), self.quirks)}: "

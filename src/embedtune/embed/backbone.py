@@ -28,7 +28,7 @@ from embedtune.embed.checkpoints import (
     resolve_model,
 )
 from embedtune.embed.hidden import find_stack
-from embedtune.embed.loading import load_config, load_tokenizer, load_weights
+from embedtune.embed.loading import explain, load_config, load_tokenizer, load_weights
 from embedtune.embed.precision import resolve_compute, resolve_device, resolve_precision
 from embedtune.embed.quantization import (
     QUANTIZED,
@@ -195,7 +195,8 @@ def describe_backbone(
     key = (str(source), revision, trust_remote_code, folder, _stamp(source), _stamp(folder))
     with _lock:
         if key not in _described:
-            _described[key] = _describe(str(model), source, folder, revision, trust_remote_code)
+            with explain(str(model), source):
+                _described[key] = _describe(str(model), source, folder, revision, trust_remote_code)
         if held is not None:
             held[asked] = _described[key]
         return _described[key]
@@ -252,7 +253,8 @@ def load_backbone(
         if key not in _loaded:
             while len(_loaded) >= _n_kept:
                 _loaded.popitem(last=False)
-            _loaded[key] = _load(description, precision, device, device_map, trust_remote_code)
+            with explain(str(model), description.source):
+                _loaded[key] = _load(description, precision, device, device_map, trust_remote_code)
         _loaded.move_to_end(key)
         return _loaded[key]
 

@@ -119,12 +119,20 @@ class LexicalEncoder(NamedColumns, BaseEstimator):  # type: ignore[misc]
         *,
         components: NDArray[np.float32] | None = None,
     ) -> Self:
-        """Take what `dump_vocabulary` returned, and `components_`, instead of fitting."""
+        """Take what `dump_vocabulary` returned, and `components_`, instead of fitting.
+
+        Raises
+        ------
+        ValueError
+            If a weight isn't finite.
+        """
         self.words_, self.characters_ = self._make_vectorizer(), self._make_vectorizer(characters=True)
         for name, vectorizer in (("words", self.words_), ("characters", self.characters_)):
             terms = vocabulary[name]["terms"]
             vectorizer.vocabulary = {term: column for column, term in enumerate(terms)}
             vectorizer.idf_ = np.asarray(vocabulary[name]["idf"], dtype=np.float32)
+            if not np.isfinite(vectorizer.idf_).all():
+                raise ValueError(f"the {name} have weights that aren't finite")
         self.components_ = components
         n_terms = tuple(len(vocabulary[name]["terms"]) for name in ("words", "characters"))
         self.widths_ = n_terms if components is None else (len(components),)
