@@ -72,7 +72,7 @@ def test_weights_of_trials_are_not_kept(tiny_bert: Path, tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["trials.log"]
 
 
-@pytest.mark.parametrize("line", ['{"op_code": 42}', "{", '{"op_code": 4, "study_id": 0, "worker_id": "a"}'])
+@pytest.mark.parametrize("line", ['{"op_code": 42}', "{"])
 def test_journal_that_can_not_be_read_is_told(line: str, tiny_bert: Path, tmp_path: Path) -> None:
     search(tiny_bert, tmp_path, budget=1e-6)
     journal = tmp_path / "trials.log"

@@ -172,7 +172,9 @@ def limit_server(workshop: Workshop, random: Random) -> Iterator[Outcome]:
                 found = np.array([[row[label] for label in classes] for row in rows])
                 return 200, "" if np.abs(found - expected).max() < 1e-5 else "wrong"
 
-            httpx.post(f"{url}/v1/predict", json={"input": texts[:2]}, timeout=60)  # threads have their own memory now
+            httpx.post(
+                f"{url}/v1/predict", json={"input": texts[:2]}, timeout=60
+            )  # threads have their own memory now
             n_bytes = random.randrange(0, 4 * MIB)
             unlimited = resource.prlimit(process.pid, resource.RLIMIT_AS)
             resource.prlimit(
@@ -190,7 +192,13 @@ def limit_server(workshop: Workshop, random: Random) -> Iterator[Outcome]:
             ran_out = (503, "out_of_memory") in answers
             health = httpx.get(f"{url}/health").status_code
             wrong = [one for one in answers if one not in ((200, ""), (503, "out_of_memory"))]
-            trouble = f"answers {wrong}: {said.read_text()[-500:]}" if wrong else "" if len(answers) == 4 else "a connection was lost"
+            trouble = (
+                f"answers {wrong}: {said.read_text()[-500:]}"
+                if wrong
+                else ""
+                if len(answers) == 4
+                else "a connection was lost"
+            )
             if not trouble and health != (503 if ran_out else 200):
                 trouble = f"/health is {health} after {answers}"
             if not trouble and ask() != (200, ""):

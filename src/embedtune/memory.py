@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from embedtune.errors import EmbedtuneError, ResourceError
 
-#: Of torch's allocator, of oneDNN (which has no other word for it), of OpenVINO, of cuBLAS, of C++.
+#: Of torch's allocator, of oneDNN (which has no other word for it), of OpenVINO, of cuBLAS, of C++, of threads that find no room.
 _SIGNS = (
     "allocate.*memory",
     "memory.*allocate",
@@ -16,6 +16,8 @@ _SIGNS = (
     "can't alloc",
     "ALLOC_FAILED",
     "bad_alloc",
+    "Resource temporarily unavailable",
+    "can't start new thread",
 )
 
 

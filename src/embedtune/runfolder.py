@@ -114,10 +114,13 @@ class RunFolder:
         if stamp.exists():
             try:
                 held = read_sealed(
-                    stamp, {"identity": str}, schema=SCHEMA, again="choose another --out, or delete it"
+                    stamp,
+                    {"identity": str},
+                    schema=SCHEMA,
+                    again="choose another --out, or delete the folder",
                 )["identity"]
             except OtherRelease as error:
-                raise RunFolderError(f"{path} {error}.") from None
+                raise RunFolderError(f"{stamp} {error}.") from None
             except ValueError as error:
                 raise RunFolderError(
                     f"{stamp} is damaged ({error}): if {path} is of {identity}, delete that file and give the "

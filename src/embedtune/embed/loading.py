@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from huggingface_hub import errors as hub_errors
 
@@ -17,6 +16,7 @@ from embedtune.embed.checkpoints import PACKAGED
 from embedtune.embed.quantization import import_peft
 from embedtune.embed.quiet import hush_libraries
 from embedtune.errors import BackboneError, EmbedtuneError, MissingExtraError, ResourceError, suggest_nearest
+from embedtune.memory import is_out_of_memory
 
 #: What an adapter may say of itself, beside what LoRA's defaults are.
 _LORA_SETTINGS = (
@@ -145,9 +145,11 @@ def _put_lora(name: str, model: Any, folder: Path, *, merge: bool) -> Any:
             _check_lora(peft, folder)
             adapted = peft.PeftModel.from_pretrained(model, folder)
             return adapted.merge_and_unload() if merge else adapted.get_base_model()
-        except (EmbedtuneError, MemoryError, torch.OutOfMemoryError):
+        except EmbedtuneError:
             raise
         except Exception as error:  # whatever a damaged or forged one makes of it
+            if is_out_of_memory(error):
+                raise
             raise BackboneError(misfit) from error
 
 
@@ -182,12 +184,14 @@ def explain(name: str, source: Path | str) -> Iterator[None]:
     """
     try:
         yield
-    except (EmbedtuneError, MemoryError, torch.OutOfMemoryError):
+    except EmbedtuneError:
         raise
     except ImportError as error:
         told = " ".join(str(error).split())
         raise MissingExtraError(f"model '{name}' needs a package that isn't here: {told[:200]}") from error
     except Exception as error:  # readers of damaged files raise whatever they meet
+        if is_out_of_memory(error):
+            raise
         if not isinstance(source, Path) and not isinstance(error, _FROM_HUB):
             raise
         causes = tuple(_walk_causes(error))
