@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from embedtune.errors import EmbedtuneError, ResourceError
 
-#: Of torch's allocator, of oneDNN (which has no other word for it), of OpenVINO, of cuBLAS, of C++, of threads that find no room.
+#: Of torch's allocator, oneDNN (which has no other word for it), OpenVINO, cuBLAS, C++, threads that find no room.
 _SIGNS = (
     "allocate.*memory",
     "memory.*allocate",

@@ -94,9 +94,12 @@ class OpenVinoRunner:
                         yield rows, self._collect(request)
                         idle.append(request)
                         continue
-                    # a failed request's stream keeps shapes that fit no more
+                    # A failed request's stream keeps shapes that fit no more. All are let go before new ones are
+                    # made, which take over their threads.
                     todo.extendleft(rows for _, rows in reversed(running))
                     _wait(running)
+                    del request
+                    idle, self._requests = [], ()
                     self._requests = self._compile(anew=True)
                     idle = list(self._requests)
                 else:
