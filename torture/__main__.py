@@ -10,7 +10,7 @@ import warnings
 from typing import Any
 
 from torture import ROOT
-from torture.runner import FAULTS, run_fault
+from torture.runner import FAULTS, open_workshop, run_fault
 
 RESULTS = ROOT / "torture" / "results"
 
@@ -29,18 +29,19 @@ def main() -> int:
     chosen = options.faults or list(FAULTS)
     whole = sum(FAULTS[name] for name in chosen)
     n_lost = 0
-    for name in chosen:
-        seconds = 60 * options.minutes * FAULTS[name] / whole
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            sys.stdout.write(f"\n{name}\n")
-            found = run_fault(name, seed=options.seed, seconds=seconds, tell=show)
-        found["command"] = shlex.join(["python", "-m", "torture", *sys.argv[1:]])
-        n_lost += sum(len(row["lost"]) for row in found["rows"])
-        if options.record:
-            RESULTS.mkdir(exist_ok=True)
-            text = json.dumps(found, indent=1, ensure_ascii=False)
-            (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    with open_workshop() as workshop:
+        for name in chosen:
+            seconds = 60 * options.minutes * FAULTS[name] / whole
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                sys.stdout.write(f"\n{name}\n")
+                found = run_fault(name, workshop, seed=options.seed, seconds=seconds, tell=show)
+            found["command"] = shlex.join(["python", "-m", "torture", *sys.argv[1:]])
+            n_lost += sum(len(row["lost"]) for row in found["rows"])
+            if options.record:
+                RESULTS.mkdir(exist_ok=True)
+                text = json.dumps(found, indent=1, ensure_ascii=False)
+                (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     if options.record:
         from torture.draw import draw_page
 

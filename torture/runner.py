@@ -9,6 +9,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -59,27 +60,32 @@ class Case(NamedTuple):
     most: int
 
 
+@contextmanager
+def open_workshop() -> Iterator[Workshop]:
+    """Make a workshop, for all faults of a call, and throw it away."""
+    folder = Path(tempfile.mkdtemp(prefix="torture-"))
+    try:
+        yield Workshop(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def run_fault(
-    name: str, *, seed: int, seconds: float, tell: Callable[[dict[str, Any]], None]
+    name: str, workshop: Workshop, *, seed: int, seconds: float, tell: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
     """Try a fault's cases for about `seconds`, each at least once, and return what came of it, JSON-able.
 
     `tell` is given each case's row when it is there.
     """
     module = importlib.import_module(f"torture.{name}")
-    folder = Path(tempfile.mkdtemp(prefix=f"torture-{name}-"))
     started = time.perf_counter()
     rows = []
-    try:
-        workshop = Workshop(folder)
-        left = seconds
-        for number, case in enumerate(module.CASES):
-            share = max(0.0, left) / (len(module.CASES) - number)
-            rows.append(_run_case(case, workshop, Random(f"{seed}/{name}/{case.what}"), seconds=share))
-            left -= rows[-1]["seconds"]
-            tell(rows[-1])
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    left = seconds
+    for number, case in enumerate(module.CASES):
+        share = max(0.0, left) / (len(module.CASES) - number)
+        rows.append(_run_case(case, workshop, Random(f"{seed}/{name}/{case.what}"), seconds=share))
+        left -= rows[-1]["seconds"]
+        tell(rows[-1])
     took = round(time.perf_counter() - started, 1)
     return {"fault": name, "title": module.TITLE, "seed": seed, "seconds": took, "rows": rows}
 
