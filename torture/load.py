@@ -176,10 +176,10 @@ class Client:
             started = time.perf_counter()
             answer = await self._talk([request[: self.random.randrange(1, len(request))]], 0.0)
             seconds = time.perf_counter() - started
-            is_told = answer is not None and answer.status == 408
+            is_told = answer is not None and answer.status in (408, 429)  # refused before the rest is due
             is_well = is_told and seconds < 2 * REQUEST_SECONDS
             said = "" if is_well else f"{answer} after {seconds:.1f} s for half a request"
-            self.outcomes.append(Outcome("half a request, told 408", said))
+            self.outcomes.append(Outcome("half a request, told 408 or 429", said))
 
     async def hold(self) -> None:
         """Keep a connection open and say nothing; open another when it is closed."""
