@@ -324,6 +324,8 @@ def overload(workshop: Workshop, random: Random) -> Iterator[Outcome]:
             if len(sizes) > WARM and len(sizes) % WINDOW == 0:
                 yield _judge_memory(sizes)
                 yield _judge_time(client.seconds, service.p99)
+            if len(sizes) % WINDOW == 0:
+                client.seconds.clear()
         yield Outcome("the server ended", f"code {process.returncode}: {said.read_text()[-500:]}")
 
 
@@ -351,7 +353,7 @@ def _judge_time(seconds: list[float], alone: float) -> Outcome:
     ratio = float(np.percentile(seconds, 99)) / alone
     if ratio > 4:
         return Outcome("too slow", f"p99 is {ratio:.1f} × {1000 * alone:.1f} ms, the unloaded one")
-    return Outcome(f"looks at p99 so far: within {max(1, int(np.ceil(ratio)))} × the unloaded one")
+    return Outcome(f"looks at p99: within {max(1, int(np.ceil(ratio)))} × the unloaded one")
 
 
 def stop(workshop: Workshop, random: Random) -> Iterator[Outcome]:
