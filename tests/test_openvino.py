@@ -241,22 +241,30 @@ def test_batch_that_this_machine_does_not_hold_is_read_in_parts_and_the_size_rem
             if self.shared["failed"]:
                 raise RuntimeError("[CPU] Add node can't alloc\n")
 
-    def compile_small(*args: Any, **named: Any) -> Any:
-        shared = {"failed": False}
-        compiled.append(named["anew"])
-        return tuple(Small(request, shared) for request in compile_all(*args, **named))
+    def compile_small(key: Any, backbone: Any) -> Any:
+        if key not in openvino._compiled:
+            compiled.append(key)
+            shared = {"failed": False}
+            requests = compile_all(key, backbone)
+            openvino._compiled[key] = tuple(Small(request, shared) for request in requests)
+        return openvino._compiled[key]
 
+    openvino._compiled.clear()
     monkeypatch.setattr(openvino, "_compile", compile_small)
     np.testing.assert_allclose(encoder.transform(texts), expected, rtol=0, atol=1e-5)
     assert max(tried) > 5
-    assert 1 <= sum(compiled) <= 3  # 8, 4 texts, and what ran beside them
+    assert 2 <= len(compiled) <= 4  # for 16 and 8 texts, and for what ran beside them
     tried.clear()
     np.testing.assert_allclose(encoder.transform(texts), expected, rtol=0, atol=1e-5)
     assert max(tried) <= 5
     release_backbones()
-    monkeypatch.setattr(Small, "wait", lambda self: (_ for _ in ()).throw(RuntimeError("can't alloc")))
-    with pytest.raises(
-        ResourceError, match=r"^a text of \d+ tokens does not fit into the memory of cpu: set max"
-    ):
-        encoder.transform(texts)
+    n_compiled = len(compiled)
+    with monkeypatch.context() as short:
+        short.setattr(Small, "wait", lambda self: (_ for _ in ()).throw(RuntimeError("can't alloc")))
+        with pytest.raises(
+            ResourceError, match=r"^a text of \d+ tokens does not fit into the memory of cpu: set max"
+        ):
+            encoder.transform(texts)
+    np.testing.assert_allclose(encoder.transform(texts), expected, rtol=0, atol=1e-5)
+    assert len(compiled) > n_compiled  # what failed isn't used again
     release_backbones()

@@ -11,13 +11,13 @@ import threading
 import warnings
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from embedtune.embed.backbone import Backbone, count_kept
+from embedtune.embed.backbone import Backbone, Description, count_kept
 from embedtune.embed.graph import PooledReading, make_example
 from embedtune.embed.precision import multiplies_bfloat16
 from embedtune.embed.quiet import hush_libraries
@@ -29,8 +29,18 @@ from embedtune.memory import is_out_of_memory
 #: Columns of a weight matrix's input that share a scale, found anew for each token.
 ACTIVATION_GROUP = 128
 
+
+class _Key(NamedTuple):
+    """What a compiled graph depends on."""
+
+    description: Description
+    columns: tuple[Column, ...]
+    precision: str
+    n_streams: int
+
+
 #: Compiled graphs' requests, kept for the next encoder that reads the same columns.
-_compiled: OrderedDict[tuple[Any, ...], tuple[Any, ...]] = OrderedDict()
+_compiled: OrderedDict[_Key, tuple[Any, ...]] = OrderedDict()
 _lock = threading.RLock()
 
 
@@ -61,7 +71,8 @@ class OpenVinoRunner:
 
     def __init__(self, backbone: Backbone, columns: Sequence[Column], *, precision: str) -> None:
         self.backbone, self.columns, self.precision = backbone, tuple(columns), precision
-        self._requests = self._compile()
+        self._key = _Key(backbone.description, self.columns, precision, torch.get_num_threads())
+        self._requests = _compile(self._key, backbone)
 
     def run(
         self, tokens: Tokens, batches: Iterable[NDArray[np.intp]]
@@ -88,28 +99,28 @@ class OpenVinoRunner:
                     try:
                         request.wait()
                     except RuntimeError as error:
+                        _compiled.pop(
+                            self._key, None
+                        )  # a failed request's stream keeps shapes that fit no more
                         self._lower_limit(error, tokens, rows)
                     else:
                         running.popleft()
                         yield rows, self._collect(request)
                         idle.append(request)
                         continue
-                    # A failed request's stream keeps shapes that fit no more. All are let go before new ones are
-                    # made, which take over their threads.
                     todo.extendleft(rows for _, rows in reversed(running))
                     _wait(running)
                     del request
-                    idle, self._requests = [], ()
-                    self._requests = self._compile(anew=True)
+                    idle, self._requests = (
+                        [],
+                        (),
+                    )  # let go before new ones are made, which take over their threads
+                    self._requests = _compile(self._key, self.backbone)
                     idle = list(self._requests)
                 else:
                     return
         finally:
             _wait(running)
-
-    def _compile(self, *, anew: bool = False) -> tuple[Any, ...]:
-        n_streams = torch.get_num_threads()
-        return _compile(self.backbone, self.columns, self.precision, n_streams=n_streams, anew=anew)
 
     def _pick(self, todo: deque[NDArray[np.intp]], tokens: Tokens) -> NDArray[np.intp]:
         """Take rows that may be tried at once."""
@@ -160,33 +171,28 @@ def _import_openvino() -> Any:
     return importlib.import_module("openvino")
 
 
-def _compile(
-    backbone: Backbone, columns: tuple[Column, ...], precision: str, *, n_streams: int, anew: bool
-) -> tuple[Any, ...]:
+def _compile(key: _Key, backbone: Backbone) -> tuple[Any, ...]:
     """Return the graph's requests, one for each stream and one to be filled meanwhile; a new one is slow at first."""
     openvino = _import_openvino()
-    key = (backbone.description, columns, precision, n_streams)
     with _lock:
-        if anew:
-            _compiled.pop(key, None)
         if key not in _compiled:
             while len(_compiled) >= count_kept():
                 _compiled.popitem(last=False)
-            graph = _convert(backbone, columns)
+            graph = _convert(backbone, key.columns)
             _part_gated_products(graph)
             settings = {
                 "INFERENCE_PRECISION_HINT": "f32",
-                "NUM_STREAMS": str(n_streams),
-                "INFERENCE_NUM_THREADS": str(n_streams),
+                "NUM_STREAMS": str(key.n_streams),
+                "INFERENCE_NUM_THREADS": str(key.n_streams),
                 "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
             }
-            if precision == "bfloat16" or (precision == "int8" and multiplies_bfloat16()):
+            if key.precision == "bfloat16" or (key.precision == "int8" and multiplies_bfloat16()):
                 settings["INFERENCE_PRECISION_HINT"] = "bf16"
-            if precision == "int8":
+            if key.precision == "int8":
                 _quantize_weights(graph)
                 settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = str(ACTIVATION_GROUP)
             compiled = openvino.Core().compile_model(graph, "CPU", settings)
-            _compiled[key] = tuple(compiled.create_infer_request() for _ in range(n_streams + 1))
+            _compiled[key] = tuple(compiled.create_infer_request() for _ in range(key.n_streams + 1))
         _compiled.move_to_end(key)
         return _compiled[key]
 
