@@ -6,6 +6,7 @@ import ctypes
 import os
 import resource
 import signal
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from torture import child
 from torture.kills import find_half_file
 from torture.rot import TEXTS
 from torture.runner import Case, NotHere, Outcome
-from torture.workshop import SETTINGS, Workshop
+from torture.workshop import SETTINGS, Workshop, start
 
 TITLE = "full and failing disks"
 
@@ -94,6 +95,40 @@ def limit_files(workshop: Workshop, random: Random) -> Iterator[Outcome]:
         )
 
 
+def fail_write(workshop: Workshop, random: Random) -> Iterator[Outcome]:
+    """A run on a disk of which one write, sync or rename fails, whoever makes it; the command is repeated."""
+    library = workshop.folder / "failing_writes.so"
+    source = Path(__file__).with_name("failing_writes.c")
+    try:
+        subprocess.run(
+            ["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True, capture_output=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        raise NotHere("there is no C compiler") from None
+    expected = read_figures(workshop.run)
+    while True:
+        disk, nth = workshop.fresh("disk"), int(10 ** random.uniform(0, 3))
+        words = [
+            "run",
+            workshop.recipe,
+            "--out",
+            disk / "run",
+            "-q",
+            f"embed.store={disk / 'store'}",
+            *SETTINGS,
+        ]
+        process = start(*words, LD_PRELOAD=str(library), FAILING_FOLDER=str(disk), FAILING_NTH=str(nth))
+        said = process.communicate()[1]
+        how, trouble = "nothing failed that mattered", ""
+        if process.returncode:
+            how = "one line, then the same figures"
+            trouble = _judge_line(said, "") or find_half_file(disk / "run")
+            trouble = trouble or _run(workshop, disk / "run", disk / "store")
+        if not trouble and read_figures(disk / "run") != expected:
+            trouble = "other figures"
+        yield Outcome(how, trouble and f"write {nth}: {trouble}")
+
+
 def _run(workshop: Workshop, out: Path, store: Path, *more: Any, limit: int | None = None) -> str:
     """Run and return what it said if it didn't end well."""
     log = workshop.fresh("log")
@@ -153,5 +188,6 @@ CASES = (
     Case("a run on a disk that fills up (tmpfs)", fill_disk, 100),
     Case("a run on a disk that becomes read-only (tmpfs)", make_read_only, 20),
     Case("a run whose files may not grow (RLIMIT_FSIZE)", limit_files, 100),
+    Case("a run of which one write fails (LD_PRELOAD)", fail_write, 100),
     Case("predict on a disk that fills up (tmpfs)", label_on_full_disk, 100),
 )
