@@ -179,6 +179,21 @@ def test_head_that_a_bundle_cannot_hold_is_told_when_it_is_saved(tmp_path: Path)
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.parametrize("kind", ["calibrated", "network"])
+def test_heads_of_scikit_learn_are_saved(tmp_path: Path, kind: str) -> None:
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.svm import LinearSVC
+
+    head = {
+        "calibrated": lambda: CalibratedClassifierCV(LinearSVC(), cv=2),
+        "network": lambda: MLPClassifier((4,), max_iter=500, tol=0.1, random_state=0),
+    }[kind]()
+    classifier = EmbedClassifier([LexicalEncoder()], head).fit(TEXTS, LABELS)
+    loaded = load_bundle(classifier.save(tmp_path / "bundle"))
+    np.testing.assert_array_equal(loaded.predict_proba(TEXTS), classifier.predict_proba(TEXTS))
+
+
 @pytest.mark.parametrize("thing", [{"classes_": ["up"]}, np.zeros(3), "up"])
 @pytest.mark.parametrize("name", ["head.skops", "calibrator.skops"])
 def test_head_that_is_none_is_refused(bundle: Path, name: str, thing: Any) -> None:

@@ -25,14 +25,23 @@ _SHAPE = {
 MANIFEST = "bundle.json"
 CALIBRATOR = "calibrator.skops"
 
-#: What a head may be made of, beside what skops itself trusts: scikit-learn's estimators, arrays, plain values.
+#: What a head may be made of, beside what skops itself trusts (scikit-learn's estimators, arrays, plain values): ours,
+#: and parts of estimators that are plain Python. Compiled ones, trees above all, don't check the arrays they are given.
 _TRUSTED = frozenset(
-    f"embedtune.heads.{name}"
-    for name in (
-        "auto.AutoHead", "calibration.Calibrator", "cooccurrence_head.CooccurrenceHead", "linear.LogisticHead",
-        "linear.RidgeHead", "linear.SoftmaxHead", "stack.StackHead",
+    (
+        "embedtune.heads.auto.AutoHead",
+        "embedtune.heads.calibration.Calibrator",
+        "embedtune.heads.cooccurrence_head.CooccurrenceHead",
+        "embedtune.heads.linear.LogisticHead",
+        "embedtune.heads.linear.RidgeHead",
+        "embedtune.heads.linear.SoftmaxHead",
+        "embedtune.heads.stack.StackHead",
+        "sklearn.calibration._CalibratedClassifier",
+        "sklearn.calibration._SigmoidCalibration",
+        "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
+        "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
     )
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
