@@ -18,7 +18,8 @@ from embedtune.embed.backbone import describe_backbone, load_backbone, resolve_l
 from embedtune.embed.hidden import find_stack, read_hidden
 from embedtune.embed.loading import explain
 from embedtune.errors import BackboneError, MissingExtraError
-from embedtune.files import write_sealed
+from embedtune.files import hash_file, write_sealed
+from embedtune.finetune import saved
 from tiny_models import build_tiny_bert
 
 MINILM = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -449,7 +450,13 @@ def test_adapter_of_another_model_is_refused(tmp_path: Path, tiny_bert: Path, ti
     assert str(other.value) == (
         f"the adapter in '{tmp_path}' does not fit '{tiny_llama.name}': give the model that it was trained on."
     )
-    write_sealed(tmp_path / "finetune.json", {"weights_hash": "a" * 64})
+    kinds = {name: kind[0] if isinstance(kind, tuple) else kind for name, kind in saved._SHAPE.items()}
+    facts = {name: kind() for name, kind in kinds.items()} | {
+        "schema": saved.SCHEMA,
+        "weights_hash": "a" * 64,
+    }
+    facts["backbone_sha256"] = hash_file(tmp_path / "adapter_model.safetensors")
+    write_sealed(tmp_path / "finetune.json", facts)
     found = describe_backbone(tiny_bert).weights_hash
     with pytest.raises(BackboneError) as weights:
         describe_backbone(tiny_bert, adapter=tmp_path)

@@ -210,7 +210,9 @@ def test_interrupt_while_a_model_is_converted_is_one(
 
     monkeypatch.setattr(TorchScriptPythonDecoder, "get_op_type", get_op_type)
     with pytest.raises(KeyboardInterrupt):
-        encode(tiny_bert, backend="openvino", precision="float32", layers=(-2,))
+        encode(
+            tiny_bert, backend="openvino", precision="float32", layers=(-2,), pooling="last"
+        )  # read by no other test
 
 
 def test_batch_that_this_machine_does_not_hold_is_read_in_parts_and_the_size_remembered(
@@ -218,8 +220,14 @@ def test_batch_that_this_machine_does_not_hold_is_read_in_parts_and_the_size_rem
 ) -> None:
     release_backbones()
     texts = [f"sales {n} rose in the north" for n in range(32)]
-    encoder = TransformerEncoder(tiny_bert, backend="openvino", precision="float32", batch_tokens=256)
-    expected = encoder.transform(texts)
+    settings: dict[str, Any] = {
+        "precision": "float32",
+        "batch_tokens": 256,
+        "layers": (-3,),
+        "pooling": "last",
+    }
+    encoder = TransformerEncoder(tiny_bert, backend="openvino", **settings)
+    expected = TransformerEncoder(tiny_bert, backend="torch", **settings).transform(texts)
     compile_all, tried, compiled = openvino._compile, [], []
 
     class Small:
@@ -249,7 +257,6 @@ def test_batch_that_this_machine_does_not_hold_is_read_in_parts_and_the_size_rem
             openvino._compiled[key] = tuple(Small(request, shared) for request in requests)
         return openvino._compiled[key]
 
-    openvino._compiled.clear()
     monkeypatch.setattr(openvino, "_compile", compile_small)
     np.testing.assert_allclose(encoder.transform(texts), expected, rtol=0, atol=1e-5)
     assert max(tried) > 5

@@ -379,6 +379,6 @@ def stop(workshop: Workshop, random: Random) -> Iterator[Outcome]:
 
 
 CASES = (
-    Case("SIGTERM at twice the capacity", stop, 20),
+    Case("SIGTERM at twice the capacity", stop, 10),
     Case("requests at twice the capacity, among bad clients", overload, 10_000_000),
 )

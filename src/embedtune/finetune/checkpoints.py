@@ -115,7 +115,7 @@ def _is_whole(checkpoint: Path) -> bool:
 
 
 def _read_ready(checkpoint: Path) -> dict[str, Any]:
-    return read_sealed(checkpoint / READY, {"seconds": float, "files": dict}, again="begin anew")
+    return read_sealed(checkpoint / READY, {"seconds": (int, float), "files": dict}, again="begin anew")
 
 
 def _number(checkpoint: Path) -> int:
