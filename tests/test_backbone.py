@@ -15,10 +15,11 @@ from torch import nn
 from embedtune.embed import backbone as module
 from embedtune.embed import checkpoints
 from embedtune.embed.backbone import describe_backbone, load_backbone, resolve_layers, resolve_model
+from embedtune.embed.checkpoints import hash_adapter
 from embedtune.embed.hidden import find_stack, read_hidden
 from embedtune.embed.loading import explain
 from embedtune.errors import BackboneError, MissingExtraError
-from embedtune.files import hash_file, write_sealed
+from embedtune.files import write_sealed
 from embedtune.finetune import saved
 from tiny_models import build_tiny_bert
 
@@ -455,7 +456,7 @@ def test_adapter_of_another_model_is_refused(tmp_path: Path, tiny_bert: Path, ti
         "schema": saved.SCHEMA,
         "weights_hash": "a" * 64,
     }
-    facts["backbone_sha256"] = hash_file(tmp_path / "adapter_model.safetensors")
+    facts["backbone_sha256"] = hash_adapter(tmp_path)
     write_sealed(tmp_path / "finetune.json", facts)
     found = describe_backbone(tiny_bert).weights_hash
     with pytest.raises(BackboneError) as weights:
