@@ -231,14 +231,14 @@ def _hold_interrupts() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread() or not callable(before):
         yield
         return
-    held: list[Any] = []
-    signal.signal(signal.SIGINT, lambda *given: held.append(given))
+    held: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
         if held:
-            before(*held[0])
+            before(held[0], None)
 
 
 def _part_gated_products(graph: Any) -> None:
