@@ -12,7 +12,7 @@ from embedtune.serve.refusals import Refusal
 
 
 class Shedder:
-    """Refuse without routing, parsing or checking, which cost several times as much as the refusal.
+    """Refuse before routing, parsing and checking.
 
     Parameters
     ----------
