@@ -467,6 +467,24 @@ def test_adapter_of_another_model_is_refused(tmp_path: Path, tiny_bert: Path, ti
     )
 
 
+@pytest.mark.parametrize("name", ["config.json", "adapter_model.safetensors"])
+def test_file_that_never_ends_is_refused(tmp_path: Path, tiny_bert: Path, name: str) -> None:
+    folder = tmp_path / "given"
+    if name == "config.json":
+        shutil.copytree(tiny_bert, folder)
+    else:
+        make_lora(folder, tiny_bert)
+    (folder / name).unlink()
+    (folder / name).symlink_to("/dev/zero")
+    given = {"model": folder} if name == "config.json" else {"model": tiny_bert, "adapter": folder}
+    with pytest.raises(BackboneError) as refused:
+        describe_backbone(**given)
+    assert str(refused.value) == (
+        f"'{folder / name}' is a pipe or a device, and models are read from files: get the model from where you "
+        "trust it."
+    )
+
+
 def test_adapter_folder_absent_or_empty_is_refused(tmp_path: Path, tiny_bert: Path) -> None:
     with pytest.raises(BackboneError) as absent:
         describe_backbone(tiny_bert, adapter=tmp_path / "none")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from embedtune.errors import RunFolderError
 from embedtune.finetune import checkpoints, loop
 from embedtune.finetune.saved import read_finetuned
 from embedtune.finetune.train import fine_tune
@@ -199,3 +201,32 @@ def test_fine_tune_with_a_changed_checkpoint_begins_anew(
     finish({**order, "output_dir": str(killed)})
     assert f"{path.parent} is not as it was written: the training begins anew" in caplog.messages
     assert read_results(killed) == read_results(undisturbed)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_fine_tune_with_a_forged_checkpoint_is_refused_in_a_line(
+    name: str, tiny_bert: Path, tmp_path: Path, finish: Any
+) -> None:
+    order = {"model": str(tiny_bert), "settings": THREE_EPOCHS, "output_dir": str(tmp_path / "killed")}
+    assert run_child({**order, "kill": {"at": "delete", "call": 2}}) == -signal.SIGKILL
+    last = checkpoints.find_last(tmp_path / "killed" / "checkpoints")
+    assert last is not None
+    path = last / name
+    path.write_bytes(pickle.dumps(print))
+    (path.parent / "ready.json").unlink()
+    checkpoints.mark_ready(path.parent, seconds=1.0)
+    with pytest.raises(RunFolderError) as refused:
+        finish(order)
+    told = str(refused.value)
+    assert told.startswith(f"'{path.parent}' can't be gone on from (")
+    assert told.endswith(f"): delete '{path.parent.parent}', and the training begins anew.")
+
+
+def test_checkpoint_with_a_forged_log_counts_as_damaged(tmp_path: Path) -> None:
+    for log in (["eval_macro_f1"], 3, [{"eval_macro_f1": 1.0}]):
+        checkpoint = tmp_path / "checkpoint-3"
+        checkpoint.mkdir()
+        (checkpoint / "trainer_state.json").write_text(json.dumps({"log_history": log}))
+        checkpoints.mark_ready(checkpoint, seconds=1.0)
+        assert checkpoints.find_last(tmp_path) is None
+        assert not checkpoint.exists()

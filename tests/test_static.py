@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 import pickle
 from pathlib import Path
 
@@ -122,3 +123,11 @@ def test_encoder_is_a_scikit_learn_transformer_without_its_table_in_the_pickle(m
     assert len(pickle.dumps(StaticEncoder())) < 500
     union = FeatureUnion([("a", encoder), ("b", StaticEncoder(model2vec))])
     assert union.fit_transform(["gold", "rose"]).shape == (2, 6)
+
+
+def test_file_that_never_ends_is_refused(tmp_path: Path) -> None:
+    folder = write_model2vec(tmp_path / "table", normalize=True)
+    (folder / "tokenizer.json").unlink()
+    os.mkfifo(folder / "tokenizer.json")
+    with pytest.raises(BackboneError, match="is a pipe or a device, and models are read from files"):
+        StaticEncoder(str(folder)).transform(["gold rose"])

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
-import torch  # noqa: F401
+import cleanlab.filter  # noqa: F401
+import skops.io  # noqa: F401
+import statsmodels.stats.contingency_tables  # noqa: F401
+import torch.utils.tensorboard  # noqa: F401
 import transformers  # noqa: F401
 
 import embedtune.bundle
@@ -19,6 +23,8 @@ import embedtune.finetune.train
 import embedtune.heads.auto
 import embedtune.pipeline
 import embedtune.predict
+
+gc.freeze()  # what is imported stays: collecting is for what a process made itself
 
 
 def start(words: list[Any], log: Path, **environment: str) -> Any:

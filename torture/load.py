@@ -278,8 +278,8 @@ def measure(workshop: Workshop) -> Service:
         runner.run(_ask_one_by_one(client, texts))
         alone = float(np.percentile(client.seconds, 99))
         started = time.perf_counter()
-        runner.run(_ask_together(client, 4 * texts))
-        capacity = 4 * len(texts) / (time.perf_counter() - started)
+        runner.run(_ask_together(client, 2 * texts))
+        capacity = 2 * len(texts) / (time.perf_counter() - started)
     return service._replace(capacity=capacity, p99=alone)
 
 

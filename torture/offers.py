@@ -234,7 +234,6 @@ def read_checkpoints(workshop: Workshop, random: Random, judge: Judge) -> Iterat
     with contextlib.suppress(Stopped):
         tune(stopped, stop=3)
     while True:
-        # its files pass their hashes: what a training makes of them may be an error, and isn't an act
         folder, mark = workshop.fresh("going-on"), workshop.fresh("mark")
         shutil.copytree(stopped, folder)
         said = []
@@ -247,8 +246,7 @@ def read_checkpoints(workshop: Workshop, random: Random, judge: Judge) -> Iterat
                 (checkpoint / name).write_bytes(make_pickle(random, mark))
             (checkpoint / "ready.json").unlink()
             mark_ready(checkpoint, seconds=1.0)
-        outcome = judge(lambda at=folder: tune(at), f"pickles as {', '.join(said)}", mark)
-        yield Outcome("broken off") if outcome.how == "traceback" else outcome
+        yield judge(lambda at=folder: tune(at), f"pickles as {', '.join(said)}", mark)
         shutil.rmtree(folder)
 
 

@@ -326,11 +326,12 @@ def describe_anew(folder: Path, manifest: dict[str, Any]) -> None:
     from embedtune import TransformerEncoder
     from embedtune.bundle.views import identify
     from embedtune.embed.checkpoints import hash_adapter
-    from embedtune.files import hash_file, write_sealed
+    from embedtune.files import hash_file, refuse_endless, write_sealed
 
     for view in manifest["views"]:
         adapter = None
         if "adapter" in view and (facts := folder / view["adapter"] / "finetune.json").exists():
+            refuse_endless(facts)
             told = json.loads(facts.read_text(encoding="utf-8"))
             told.pop("sha256", None)
             told["backbone_sha256"] = hash_adapter(facts.parent)
@@ -361,4 +362,4 @@ BUNDLE = {
     "tensors": Plant(put_tensors, may_differ=True),
     "settings": Plant(put_setting, may_differ=True),
 }
-BACKBONE = ("pickles", "code", "JSON", "tensors")
+BACKBONE = ("pickles", "links", "code", "JSON", "tensors")

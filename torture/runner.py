@@ -101,7 +101,7 @@ def _run_case(case: Case, workshop: Workshop, random: Random, *, seconds: float)
             counts[outcome.how] += 1
             if outcome.lost:
                 lost.append(outcome.lost)
-            if counts.total() >= case.most or time.perf_counter() - started > seconds:
+            if counts.total() >= case.most or time.perf_counter() - started >= seconds:
                 break
     except NotHere as error:
         counts[f"not tried: {error}"] = 0

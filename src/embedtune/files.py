@@ -85,12 +85,14 @@ def read_sealed(
 
     Raises
     ------
-    FileNotFoundError
+    OSError
+        If it isn't there or isn't a file.
     OtherRelease
         If it is of another schema, lacks a field, or was written before files had hashes.
     ValueError
         If it is anything else.
     """
+    refuse_endless(path)
     value = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(value, dict):
         raise ValueError("it isn't a JSON object")
@@ -131,13 +133,31 @@ def _hash_value(value: Mapping[str, Any]) -> str:
 
 
 def hash_file(path: Path) -> str:
-    """Return a file's sha256, computed once per process as long as its size and time stamp stay."""
+    """Return a file's sha256, computed once per process as long as its size and time stamp stay.
+
+    Raises
+    ------
+    OSError
+        If it isn't there or isn't a file.
+    """
+    refuse_endless(path)
     stat = path.stat()
     key = (str(path.resolve()), stat.st_mtime_ns, stat.st_size)
     if key not in _hashes:
         with path.open("rb") as file:
             _hashes[key] = hashlib.file_digest(file, "sha256").hexdigest()
     return _hashes[key]
+
+
+def refuse_endless(path: Path) -> None:
+    """Check that reading a path comes to an end: what is there is no pipe and no device.
+
+    Raises
+    ------
+    OSError
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "is a pipe or a device", str(path))
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from torch import nn
 from embedtune.embed.batching import MemoryLimit
 from embedtune.embed.checkpoints import (
     check_adapter,
+    check_kinds,
     hash_adapter,
     hash_files,
     hash_settings,
@@ -346,6 +347,9 @@ def _stamp(folder: Path | str | None) -> tuple[tuple[str, int, int], ...]:
 def _describe(
     name: str, source: Path | str, adapter: Path | None, revision: str | None, trust_remote_code: bool
 ) -> Description:
+    for folder in (source, adapter):
+        if isinstance(folder, Path):
+            check_kinds(folder)
     config = load_config(name, source, revision=revision, trust_remote_code=trust_remote_code)
     commit = getattr(config, "_commit_hash", None)
     pinned = None if isinstance(source, Path) else (commit or revision)

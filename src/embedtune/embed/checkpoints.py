@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from embedtune.errors import BackboneError
-from embedtune.files import OtherRelease, hash_file, read_sealed
+from embedtune.files import OtherRelease, hash_file, read_sealed, refuse_endless
 
 # Hub name, package, folder inside it, sha256 of model.safetensors.
 _MINILM = (
@@ -75,6 +75,22 @@ def name_model(name: str | Path) -> str:
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser().resolve().name
     return PACKAGED[str(name)][0] if str(name) in PACKAGED else str(name)
+
+
+def check_kinds(folder: Path) -> None:
+    """Check that no file of a model's or an adapter's folder is a pipe or a device, whose reading never ends.
+
+    Raises
+    ------
+    BackboneError
+    """
+    for path in sorted(folder.iterdir()):
+        try:
+            refuse_endless(path)
+        except OSError as error:
+            raise BackboneError(
+                f"'{path}' {error.strerror}, and models are read from files: get the model from where you trust it."
+            ) from None
 
 
 def list_weights(folder: Path) -> list[Path]:

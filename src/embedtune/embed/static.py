@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from embedtune.embed.checkpoints import check_kinds
 from embedtune.embed.texts import FrozenEncoder, check_texts, find_distinct
 from embedtune.errors import BackboneError, EmbedtuneError, MissingExtraError
 from embedtune.progress import track
@@ -149,6 +150,7 @@ def _load_wordllama() -> TokenTable:
 def _load_model2vec(folder: Path, *stamps: int) -> TokenTable:
     from safetensors.numpy import load_file
 
+    check_kinds(folder)
     try:
         tensors = load_file(folder / "model.safetensors")
         if "embeddings" not in tensors:

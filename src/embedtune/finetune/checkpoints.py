@@ -109,8 +109,10 @@ def _list_ready(folder: Path) -> list[Path]:
 def _is_whole(checkpoint: Path) -> bool:
     try:
         files = _read_ready(checkpoint)["files"]
+        if STATE in files:
+            read_epochs(read_log(checkpoint))
         return all(hash_file(checkpoint / name) == written for name, written in files.items())
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader
 from embedtune.embed.quantization import hush_bitsandbytes, import_bitsandbytes
 from embedtune.embed.quiet import hush_libraries
 from embedtune.embed.tokens import Tokens, pad_tokens
-from embedtune.errors import ConfigError
+from embedtune.errors import ConfigError, EmbedtuneError, RunFolderError
 from embedtune.evaluate.metrics import compute_metrics
 from embedtune.finetune import checkpoints
 from embedtune.finetune.group import find_group
@@ -145,13 +146,43 @@ def train_classifier(
             )
             epochs = checkpoints.read_epochs(checkpoints.read_log(last)) if last else []
             if not checkpoints.has_stalled(epochs, patience=settings.patience):
-                trainer.train(resume_from_checkpoint=str(last) if last else None)
+                go_on(trainer, steering, last)
                 epochs = checkpoints.read_epochs(trainer.state.log_history)
     if not epochs:
         return Trained([], settings.epochs, steering.seconds)
     best = checkpoints.find_best(epochs)
     load_trained(model, folder / f"checkpoint-{best.step}")
     return Trained(epochs, round(best.epoch), steering.seconds)
+
+
+def go_on(trainer: Trainer, steering: Steering, last: Path | None) -> None:
+    """Train from a checkpoint on, or from the start; raises as `explain_checkpoint` says."""
+    if last is None:
+        trainer.train()
+        return
+    with explain_checkpoint(last, has_begun=lambda: steering.has_begun):
+        trainer.train(resume_from_checkpoint=str(last))
+
+
+@contextlib.contextmanager
+def explain_checkpoint(checkpoint: Path, *, has_begun: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Tell of a checkpoint that is as it was marked, and yet nothing to go on from; once begun, errors are others'.
+
+    Raises
+    ------
+    RunFolderError
+    """
+    try:
+        yield
+    except EmbedtuneError:
+        raise
+    except Exception as error:  # readers of forged files raise whatever they meet
+        if has_begun() or is_out_of_memory(error):
+            raise
+        raise RunFolderError(
+            f"'{checkpoint}' can't be gone on from ({type(error).__name__}): delete '{checkpoint.parent}', and the "
+            "training begins anew."
+        ) from error
 
 
 def pool_rows(model: PooledClassifier, rows: Rows, *, device: str, precision: str) -> NDArray[np.float32]:
@@ -178,8 +209,8 @@ def save_trained(model: torch.nn.Module, checkpoint: Path) -> None:
 
 def load_trained(model: torch.nn.Module, checkpoint: Path) -> None:
     """Put a checkpoint's trained parameters into the model."""
-    found = load_file(checkpoint / checkpoints.WEIGHTS)
-    with torch.no_grad():
+    with explain_checkpoint(checkpoint), torch.no_grad():
+        found = load_file(checkpoint / checkpoints.WEIGHTS)
         for name, parameter in list_trained(model).items():
             parameter.copy_(found[name])
 
@@ -319,6 +350,7 @@ class Steering(TrainerCallback):
         self._saved = int(last.name.rpartition("-")[2]) if last else 0
         self._seconds_before = checkpoints.read_seconds(last) if last else 0.0
         self._started = time.perf_counter()
+        self.has_begun = False
 
     @property
     def seconds(self) -> float:
@@ -333,6 +365,10 @@ class Steering(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Tell the batches which epoch they are for."""
         self.sampler.epoch = state.global_step // len(self.sampler)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note that whatever an earlier call left has been read."""
+        self.has_begun = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count the step, and save in the middle of a long epoch."""

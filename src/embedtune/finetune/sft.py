@@ -23,6 +23,7 @@ from embedtune.finetune.group import find_group
 from embedtune.finetune.instruction import Question
 from embedtune.finetune.loop import (
     Steering,
+    go_on,
     list_trained,
     load_batches,
     load_trained,
@@ -95,7 +96,7 @@ def train_answers(
                 packed=packed,
                 callbacks=[steering, *make_logger(logs_dir), *callbacks],
             )
-            trainer.train(resume_from_checkpoint=str(last) if last else None)
+            go_on(trainer, steering, last)
     return steering.seconds
 
 
