@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from embedtune.errors import ConfigError
+from embedtune.errors import BackboneError, ConfigError
 from embedtune.prompt.template import cut_text, render_answer, render_prompt, write_messages
 
 LABELS = ("negative", "positive")
@@ -37,6 +37,29 @@ def test_render_prompt_uses_the_models_own_template(tokenizer: PreTrainedTokeniz
         == "<user>Rate (negative, positive).\n\nText: Gold rose.<assistant>"
     )
     assert render_answer(tokenizer, "positive") == "positive"
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        (
+            "{{ ''.__class__.__mro__ }}",
+            "SecurityError: access to attribute '__class__' of 'str' object is unsafe.",
+        ),
+        ("{% for m in messages %}", "TemplateSyntaxError: Unexpected end of template. "),
+        ("{{ raise_exception('system first') }}", "TemplateError: system first"),
+        ("{{ 1 // 0 }}", "ZeroDivisionError: integer "),
+    ],
+)
+def test_render_prompt_tells_of_a_template_that_fails(
+    tokenizer: PreTrainedTokenizerFast, template: str, told: str
+) -> None:
+    tokenizer.chat_template = template
+    with pytest.raises(BackboneError) as caught:
+        render_prompt(tokenizer, write_messages("Gold rose.", LABELS))
+    name = tokenizer.name_or_path
+    assert str(caught.value).startswith(f"the chat template of '{name}' can't be rendered ({told}")
+    assert str(caught.value).endswith("): mend it, or choose another model.")
 
 
 def test_write_messages_instruction_without_options_is_refused() -> None:

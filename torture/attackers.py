@@ -175,6 +175,7 @@ CASES = (
     Case("backbones given by their folder", load_backbones, 500),
     Case("sources that would run code", _judged(offers.read_data), 1000),
     Case("settings that would run code", _judged(offers.read_settings), 5000),
+    Case("chat templates of decoders", _judged(offers.ask_decoders), 500),
     Case("checkpoints of a stopped fine-tuning with pickles", _judged(offers.read_checkpoints), 200),
     Case("labels and texts that would act in a table or a page", offers.write_outputs, 100),
     Case("requests to the server: lines, headers, JSON", attack_server, 5000),

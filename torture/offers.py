@@ -16,6 +16,7 @@ from typing import Any
 
 from torture.forged import Touch, make_pickle
 from torture.inputs import SUFFIXES
+from torture.plants import edit_json
 from torture.rot import TEXTS
 from torture.runner import Outcome
 from torture.workshop import SETTINGS, Workshop, call
@@ -247,6 +248,77 @@ def read_checkpoints(workshop: Workshop, random: Random, judge: Judge) -> Iterat
             (checkpoint / "ready.json").unlink()
             mark_ready(checkpoint, seconds=1.0)
         yield judge(lambda at=folder: tune(at), f"pickles as {', '.join(said)}", mark)
+        shutil.rmtree(folder)
+
+
+# -- chat templates
+
+
+def make_template(random: Random, mark: Path) -> str:
+    """Return a chat template that reaches for Python, never ends well, or says something else."""
+    code = f"open({str(mark)!r}, 'w')"
+    root = random.choice(
+        (
+            "messages",
+            "cycler",
+            "joiner",
+            "namespace",
+            "lipsum",
+            "raise_exception",
+            "strftime_now",
+            "''",
+            "self",
+            "range",
+        )
+    )
+    steps = random.choice(
+        (
+            "__init__.__globals__",
+            "__class__.__mro__[-1].__subclasses__()",
+            "__globals__['__builtins__']",
+            "__code__",
+            "__class__.__base__",
+            "__self__",
+            "_TemplateReference__context",
+        )
+    )
+    bodies = (
+        f"{{{{ {root}.{steps} }}}}",
+        f"{{{{ {root}.{steps}.__builtins__.exec({code!r}) }}}}",
+        f"{{{{ ({root}|attr('__class__')).{steps} }}}}",
+        f"{{% set f = '{{0.{steps}}}'.format({root}) %}}{{{{ f }}}}",
+        f"{{{{ {root}['{steps.split('.')[0]}'] }}}}",
+        "{% import 'os' as os %}{{ os.system('x') }}",
+        "{% include '/etc/passwd' %}",
+        "{% for a in range(10 ** 9) %}{% endfor %}",
+        "{{ 1 // 0 }}",
+        "{{ raise_exception('no') }}",
+        "{{ messages[99].content }}",
+        "{{ messages.clear() }}{{ messages.append(1) }}",
+        "{% for m in messages %}",
+        "{{ nothing.of.it }}",
+        "\x1b]0;x\x07{{ undefined }}",
+    )  # fmt: skip
+    told = random.choice(("", "{% for m in messages %}{{ m.content }}{% endfor %}"))
+    return random.choice(bodies) + told
+
+
+def ask_decoders(workshop: Workshop, random: Random, judge: Judge) -> Iterator[Outcome]:
+    """A decoder whose chat template is a program of somebody else's, asked for labels."""
+    from decoder_cases import build_decoder
+    from embedtune.prompt.classifier import PromptClassifier
+
+    decoder = build_decoder("mistral", workshop.backbone, workshop.fresh("decoder"), causal=True)
+    while True:
+        folder, mark = workshop.fresh("asked"), workshop.fresh("mark")
+        shutil.copytree(decoder, folder)
+        template = make_template(random, mark)
+        if random.random() < 0.5:
+            (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+        else:
+            edit_json(folder / "tokenizer_config.json", {"chat_template": template})
+        model = PromptClassifier(str(folder), device="cpu").fit(TEXTS, ["up", "down"] * 3)
+        yield judge(lambda model=model: model.predict_proba(TEXTS), f"{template!r}", mark)
         shutil.rmtree(folder)
 
 

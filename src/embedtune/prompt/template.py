@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from embedtune.errors import ConfigError
+from embedtune.errors import BackboneError, ConfigError
 
 #: Turns of a conversation as chat templates take them: ``{"role": "user" or "assistant", "content": …}``.
 Messages: TypeAlias = list[dict[str, str]]
@@ -58,15 +58,31 @@ def render_prompt(tokenizer: Any, messages: Messages) -> str:
     """Return the conversation as the model's own chat template writes it, up to where its answer begins.
 
     A tokenizer without a template gets plain lines that end in "Answer:".
+
+    Raises
+    ------
+    BackboneError
+        If the template fails, or asks for what its sandbox forbids.
     """
     if getattr(tokenizer, "chat_template", None):
-        rendered: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return rendered
+        return _render(tokenizer, messages)
     lines = [
         f"{turn['content']}\nAnswer:" if turn["role"] == "user" else f" {turn['content']}\n\n"
         for turn in messages
     ]
     return "".join(lines)
+
+
+def _render(tokenizer: Any, messages: Messages) -> str:
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    except MemoryError:
+        raise
+    except Exception as error:  # a template is a program, and fails as it likes
+        raise BackboneError(
+            f"the chat template of '{tokenizer.name_or_path}' can't be rendered "
+            f"({type(error).__name__}: {str(error)[:200]}): mend it, or choose another model."
+        ) from error
 
 
 def render_answer(tokenizer: Any, label: str) -> str:
