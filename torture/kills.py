@@ -33,7 +33,8 @@ def kill_run(workshop: Workshop, random: Random) -> Iterator[Outcome]:
         killed: list[str] = []
         trouble = ""
         while len(killed) < MOST_KILLS and not trouble:
-            stop, moment = random.choice(SIGNALS), random.uniform(0, 0.7 * seconds)
+            # less is left after each
+            stop, moment = random.choice(SIGNALS), random.uniform(0, 0.7 * seconds / (1 + len(killed)))
             process = child.start(
                 _words(workshop, out), out.with_suffix(".log"), EMBEDTUNE_STORE=f"{out}-store"
             )
