@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from embedtune.errors import ResourceError, RunFolderError
 from embedtune.files import replace_dir, write_json, write_sealed
-from embedtune.runfolder import RunFolder, check_outputs, lock_folder
+from embedtune.runfolder import RunFolder, check_outputs, lock_folder, read_output
 
 
 def test_run_step_with_the_same_key_is_not_done_again(tmp_path: Path) -> None:
@@ -222,3 +223,33 @@ def test_failed_write_of_a_library_is_one_line(tmp_path: Path, told: str) -> Non
         f"'{folder.path}' can't be written ({told}): see to its disk, and to limits on the size of files, and give the "
         "same command again; what was finished is kept."
     )
+
+
+@pytest.mark.parametrize(
+    ("put", "told"),
+    [
+        (lambda path: path.write_text("root:x"), "Expecting value: line 1 column 1 (char 0)"),
+        (
+            lambda path: path.write_bytes(b"\xff"),
+            "'utf-8' codec can't decode byte 0xff in position 0",
+        ),
+        (lambda path: path.write_text("[" * 100_000), "maximum recursion depth exceeded"),
+        (lambda path: path.symlink_to("/dev/zero"), "[Errno 22] is a pipe or a device: "),
+        (os.mkfifo, "[Errno 22] is a pipe or a device: "),
+        (lambda path: path.mkdir(), "[Errno 21] Is a directory: "),
+    ],
+)
+def test_read_output_tells_of_what_is_no_json(tmp_path: Path, put: Any, told: str) -> None:
+    path = tmp_path / "results.json"
+    put(path)
+    with pytest.raises(RunFolderError) as refused:
+        read_output(path)
+    assert str(refused.value).startswith(f"{path} is damaged ({told}")
+    assert str(refused.value).endswith("): run its stage again.")
+
+
+def test_record_nested_too_deep_counts_as_not_done(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run", identity="a")
+    folder.run_step("s", "k", dict)
+    (tmp_path / "run" / ".state" / "s.json").write_text("[" * 100_000)
+    assert RunFolder(tmp_path / "run", identity="a").read_result("s", "k") is None

@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from torture import inputs, offers, plants, secrecy, wire
+from torture import folders, inputs, offers, plants, secrecy, wire
 from torture.rot import TEXTS, forget, is_same
 from torture.runner import Case, Outcome
 from torture.workshop import Workshop
@@ -173,6 +173,7 @@ CASES = (
     Case("bundles whose backbones ask for code", _of("code"), 500),
     Case("bundles with forged JSON, tensors, settings", _of("JSON", "tensors", "settings"), 1000),
     Case("backbones given by their folder", load_backbones, 500),
+    Case("run folders of somebody else", folders.take_over, 300),
     Case("sources that would run code", _judged(offers.read_data), 1000),
     Case("settings that would run code", _judged(offers.read_settings), 5000),
     Case("chat templates of decoders", _judged(offers.ask_decoders), 500),

@@ -174,7 +174,10 @@ def kill_save(workshop: Workshop, random: Random) -> Iterator[Outcome]:
             time.sleep(0.01)
         process.join(random.uniform(0, 0.5))
         os.kill(process.pid, random.choice(SIGNALS))
-        process.join()
+        process.join(10)
+        if process.is_alive():  # Ctrl-C came while Python was in a callback, where it can raise nothing
+            process.kill()
+            process.join()
         try:
             found = load_bundle(target).predict_proba(TEXTS).tobytes()
         except EmbedtuneError as error:

@@ -93,7 +93,10 @@ def read_sealed(
         If it is anything else.
     """
     refuse_endless(path)
-    value = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
     if not isinstance(value, dict):
         raise ValueError("it isn't a JSON object")
     sealed = value.pop(_SEAL, None)

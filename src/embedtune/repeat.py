@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from embedtune.errors import ConfigError, RunFolderError
 from embedtune.evaluate.arms import say_verdict, write_verdict
 from embedtune.evaluate.significance import compare_splits, holm
 from embedtune.files import write_json
+from embedtune.runfolder import read_output
 
 #: Seeds of one split lie this far from the next one's.
 _STRIDE = 1000
@@ -51,7 +51,7 @@ def check_repeatable(run_dir: Path) -> None:
     ------
     RunFolderError
     """
-    audit = json.loads((run_dir / "data" / "audit.json").read_text(encoding="utf-8"))
+    audit = read_output(run_dir / "data" / "audit.json")
     if audit["own_test_rows"]:
         raise RunFolderError(
             f"{run_dir}: the data has test rows of its own (a split, or a time column), which no split changes: run "
@@ -68,7 +68,7 @@ def compare_repeats(run_dirs: Sequence[Path], *, output: Path, confidence: float
         ``n_splits``; ``arms``, each with ``accuracy`` and ``macro_f1`` as ``{"value", "sd", "by_split"}``;
         ``comparisons``, as results.json's, by the corrected resampled t-test; ``verdict``.
     """
-    results = [json.loads((path / "results.json").read_text(encoding="utf-8")) for path in run_dirs]
+    results = [read_output(path / "results.json") for path in run_dirs]
     n_test = float(np.mean([one["n"]["test"] for one in results]))
     n_train = float(np.mean([one["n"]["tune"] + one["n"]["train"] for one in results]))
     arms = {

@@ -17,7 +17,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from embedtune.errors import RunFolderError
-from embedtune.files import OtherRelease, explain_full_disk, hash_file, read_sealed, write_sealed
+from embedtune.files import (
+    OtherRelease,
+    explain_full_disk,
+    hash_file,
+    read_sealed,
+    refuse_endless,
+    write_sealed,
+)
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +80,24 @@ def check_outputs(path: Path, *names: str) -> None:
                     f"{path / name} is not the file that was written: give the command of the whole run again, "
                     "which makes it anew."
                 )
+
+
+def read_output(path: Path) -> Any:
+    """Return what a stage wrote as JSON.
+
+    Raises
+    ------
+    FileNotFoundError
+    RunFolderError
+        If it is no longer JSON.
+    """
+    try:
+        refuse_endless(path)
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunFolderError(f"{path} is damaged ({error}): run its stage again.") from error
 
 
 def _read_record(path: Path) -> dict[str, Any]:

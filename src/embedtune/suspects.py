@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from embedtune.data.splits import Splits
 from embedtune.evaluate.suspects import Suspect, find_disagreements, find_label_errors, find_outliers
 from embedtune.plan import TaskRun, arm_key, list_head_parts, list_views, out_of_fold_path, predictions_path
 from embedtune.predictions import read_predictions
-from embedtune.runfolder import digest
+from embedtune.runfolder import digest, read_output
 
 STEP = "fit.suspects"
 
@@ -65,7 +64,7 @@ def _measure(y: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:
 
 
 def _list_near_duplicates(run: TaskRun, splits: Splits, rows: NDArray[np.int64]) -> list[list[int]]:
-    audit = json.loads((run.path / "data" / "audit.json").read_text(encoding="utf-8"))
+    audit = read_output(run.path / "data" / "audit.json")
     places = {splits.row_ids[row]: place for place, row in enumerate(rows.tolist())}
     return [
         [places[row_id] for row_id in cluster if row_id in places]

@@ -314,13 +314,12 @@ def _repeat_experiment(experiment: Experiment, out: Path, n_splits: int, **manne
 
 def _finish(runs: list[TaskRun], out: Path, console: Any, print_results: Any, *, last: str) -> None:
     """Print what was found and where it is; with several tasks, write the report of them all."""
-    import json
-
     from embedtune.report.build import build_report
+    from embedtune.runfolder import read_output
 
     if last in ("compare", "report", "bundle"):
         for task_run in runs:
-            print_results(console, json.loads((task_run.path / "results.json").read_text(encoding="utf-8")))
+            print_results(console, read_output(task_run.path / "results.json"))
     if last in ("report", "bundle"):
         report = out / "report.html"
         if len(runs) > 1:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import itertools
-import json
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 
 from embedtune.errors import RunFolderError
 from embedtune.files import OtherRelease, check_release
-from embedtune.runfolder import check_outputs
+from embedtune.runfolder import check_outputs, read_output
 
 N_MISTAKES = 20
 RESULTS_SCHEMA = 1
@@ -126,10 +125,7 @@ def _read_suspects(path: Path) -> tuple[dict[str, str], ...]:
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunFolderError(f"{path} is damaged ({error}): run its stage again.") from error
+    value = read_output(path)
     return value if isinstance(value, dict) else {"entries": value}
 
 
