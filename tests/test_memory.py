@@ -63,6 +63,8 @@ def test_want_of_memory_is_known_whichever_library_meets_it(ask: Any) -> None:
         ask()
     assert is_out_of_memory(caught.value)
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(ImportError("libopenvino.so.2641: failed to map segment from shared object"))
+    assert not is_out_of_memory(ImportError("No module named 'openvino'"))
     assert not is_out_of_memory(RuntimeError("the sizes of the tensors must match"))
 
 

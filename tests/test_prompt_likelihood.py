@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -269,6 +270,17 @@ def test_answers_that_cannot_be_told_apart_are_refused(
     with pytest.raises(ConfigError) as caught:
         encode_questions(decoder.tokenizer, ["is:"], answers)
     assert str(caught.value) == message
+
+
+def test_prompt_that_is_nothing_is_refused(decoder: Decoder) -> None:
+    tokenizer = copy.deepcopy(decoder.tokenizer)
+    tokenizer.chat_template = "{{ undefined }}"
+    with pytest.raises(BackboneError) as caught:
+        encode_questions(tokenizer, ["is:", ""], ["up", "down"])
+    name = tokenizer.name_or_path
+    assert str(caught.value) == (
+        f"the chat template of '{name}' writes nothing before the answer: mend it, or choose another model."
+    )
 
 
 def test_rate_answers_beginning_of_another_answer_counts_alone() -> None:

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 from embedtune.errors import EmbedtuneError, ResourceError
 
-#: Of torch's allocator, oneDNN (which has no other word for it), OpenVINO, cuBLAS, C++, threads that find no room.
+#: Of torch's allocator, oneDNN (which has no other word for it), OpenVINO, cuBLAS, C++, threads and libraries that
+#: find no room.
 _SIGNS = (
     "allocate.*memory",
     "memory.*allocate",
@@ -18,6 +19,7 @@ _SIGNS = (
     "bad_alloc",
     "Resource temporarily unavailable",
     "can't start new thread",
+    "failed to map segment",
 )
 
 
@@ -25,7 +27,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether memory ran out, on a device or here, for which torch has no kind of error of its own."""
     if isinstance(error, MemoryError | ResourceError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and any(re.search(sign, str(error), re.DOTALL) for sign in _SIGNS)
+    return isinstance(error, RuntimeError | ImportError) and any(
+        re.search(sign, str(error), re.DOTALL) for sign in _SIGNS
+    )
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from embedtune.errors import ConfigError
+from embedtune.errors import BackboneError, ConfigError
 
 #: Prompts tokenized in one call; with many answers, more would hold gigabytes of token ids.
 _N_AT_ONCE = 128
@@ -40,6 +40,8 @@ def encode_questions(tokenizer: Any, prompts: Sequence[str], answers: Sequence[s
 
     Raises
     ------
+    BackboneError
+        If a prompt is nothing to the model.
     ConfigError
         If two answers are the same to the model, or one is nothing.
     """
@@ -56,6 +58,11 @@ def encode_questions(tokenizer: Any, prompts: Sequence[str], answers: Sequence[s
         step = len(answers) + 1
         questions += [_cut(rows[i], rows[i + 1 : i + step]) for i in range(0, len(rows), step)]
     for question in questions:
+        if not question.context:
+            raise BackboneError(
+                f"the chat template of '{tokenizer.name_or_path}' writes nothing before the answer: mend it, or choose "
+                "another model."
+            )
         _check_answers(question, answers)
     return questions
 
