@@ -174,7 +174,7 @@ def explain_checkpoint(checkpoint: Path, *, has_begun: Callable[[], bool] = lamb
     """
     try:
         yield
-    except EmbedtuneError:
+    except (EmbedtuneError, OSError):  # a full disk, say, tells of itself
         raise
     except Exception as error:  # readers of forged files raise whatever they meet
         if has_begun() or is_out_of_memory(error):
