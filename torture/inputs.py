@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib.util
 import io
@@ -105,9 +106,19 @@ def make_table(suffix: str, random: Random) -> Made:
     is_told = (
         is_whole
         and suffix != ".xlsx"
+        and (suffix not in (".json", ".jsonl") or _is_unchanged(data, rows))
         and not any("\ud800" in cell or "\0" in cell for row in rows for cell in row)
     )
     return Made(data, columns, rows if is_told else None)
+
+
+def _is_unchanged(data: bytes, rows: list[list[str]]) -> bool:
+    """Tell whether JSON, or JSON lines, holds the rows' cells as they are."""
+    text = data.decode("utf-8-sig")
+    with contextlib.suppress(ValueError, RecursionError):
+        values = json.loads(text if text.startswith("[") else f"[{text.replace(chr(10), ',')}]")
+        return [list(value.values()) for value in values] == rows
+    return False
 
 
 def make_rows(random: Random) -> tuple[list[str], list[list[str]]]:
