@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,3 +85,9 @@ def test_module_does_not_import_strangers(module: str) -> None:
 def test_experiment_is_seen_by_the_rim_only() -> None:
     seers = {module for module in list_modules() if "config" in find_imports(module)}
     assert {module.split(".")[0] for module in seers} <= SEES_EXPERIMENT
+
+
+def test_a_run_imports_the_trainer_only_to_train() -> None:
+    code = "import sys, embedtune.pipeline; print({'peft', 'bitsandbytes', 'transformers.trainer'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

@@ -7,7 +7,8 @@ import time
 import numpy as np
 import pytest
 import scipy.stats
-from scipy.stats import binomtest
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 
 from embedtune.errors import ConfigError, DataError
 from embedtune.evaluate.metrics import METRICS, compute_metrics
@@ -136,14 +137,15 @@ def test_resample_metrics_wrong_number_of_groups_says_so():
 
 
 @pytest.mark.parametrize(("n_only_a", "n_only_b"), [(0, 5), (9, 1), (30, 60), (7, 7)])
-def test_mcnemar_p_equals_binomial_test_on_discordant_rows(n_only_a, n_only_b):
+def test_mcnemar_p_equals_statsmodels(n_only_a, n_only_b):
     y = np.zeros(200, dtype=int)
     a, b = np.zeros(200, dtype=int), np.zeros(200, dtype=int)
     b[:n_only_a] = 1
     a[n_only_a : n_only_a + n_only_b] = 1
     a[190:] = b[190:] = 1
-    expected = binomtest(n_only_a, n_only_a + n_only_b, 0.5).pvalue
-    assert mcnemar_p(y, a, b) == pytest.approx(expected)
+    n_both = 190 - n_only_a - n_only_b
+    expected = mcnemar([[n_both, n_only_a], [n_only_b, 10]], exact=True).pvalue
+    assert mcnemar_p(y, a, b) == pytest.approx(min(1.0, expected))
 
 
 def test_mcnemar_p_no_discordant_rows_is_one():
@@ -154,6 +156,12 @@ def test_holm_equals_step_down_by_hand():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]) == pytest.approx([1.0, 1.0])
     assert holm([]) == []
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 30])
+def test_holm_equals_statsmodels(n):
+    pvalues = np.random.default_rng(n).beta(0.3, 2.0, size=n).round(3).tolist()  # some are equal
+    assert holm(pvalues) == pytest.approx(multipletests(pvalues, method="holm")[1].tolist())
 
 
 def test_resample_metrics_five_arms_of_three_seeds_take_seconds():

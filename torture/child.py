@@ -12,13 +12,13 @@ from typing import Any
 
 import cleanlab.filter  # noqa: F401
 import skops.io  # noqa: F401
-import statsmodels.stats.contingency_tables  # noqa: F401
 import torch.utils.tensorboard  # noqa: F401
 import transformers  # noqa: F401
 
 import embedtune.bundle
 import embedtune.classifier
 import embedtune.cli
+import embedtune.finetune.loop
 import embedtune.finetune.train
 import embedtune.heads.auto
 import embedtune.pipeline

@@ -21,7 +21,18 @@ from torture import ROOT
 
 EXTRAS = ("demo", "energy", "interop", "llm", "onnx", "openvino", "search", "serve", "track")
 #: What the tests need, at any version.
-TOOLS = ("pytest", "pytest-xdist", "hypothesis", "httpx", "polars", "onnxruntime", "openai", "wandb", "mteb")
+TOOLS = (
+    "pytest",
+    "pytest-xdist",
+    "hypothesis",
+    "httpx",
+    "polars",
+    "onnxruntime",
+    "openai",
+    "wandb",
+    "mteb",
+    "statsmodels",
+)
 #: Tests by what they touch; whatever else a dependency is used for stays untried.
 TESTS = {
     "pylance, filelock, fsspec": ("test_store.py", "test_predict_places.py"),
@@ -30,7 +41,6 @@ TESTS = {
     "trl": ("test_instruction.py",),
     "scikit-learn, scipy, joblib, threadpoolctl": ("test_linear.py", "test_sklearn.py"),
     "cleanlab": ("test_suspects.py",),
-    "statsmodels": ("test_significance.py",),
     "pandas, pyarrow, openpyxl, datasets": ("test_sources.py", "test_predict_rows.py"),
     "pydantic, PyYAML": ("test_config.py",),
     "typer, rich, jinja2": ("test_run_errors.py", "test_report.py"),

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from embedtune import __version__
 from embedtune.assemble import list_tuning_arguments
@@ -31,8 +31,10 @@ from embedtune.plan import (
 from embedtune.report.build import build_report
 from embedtune.runfolder import digest
 from embedtune.trackers import About, Found, Link
-from embedtune.trackers.guard import Guard
 from embedtune.trackers.secrets import hide_secrets
+
+if TYPE_CHECKING:
+    from embedtune.trackers.guard import Guard
 
 #: What an arm cost, of results.json.
 _COSTS = ("seconds", "joules", "joules_per_1000", "rows_per_second", "trained_parameters", "total_parameters")
@@ -55,6 +57,8 @@ def watch_training(
     for link in run.trackers:
 
         def begin(link: Link = link) -> tuple[Guard, _Tracked] | None:
+            from embedtune.trackers.guard import Guard  # and with it the Trainer, which takes seconds
+
             tracked = _open_training(run, link, view, training, seed)
             callback = link.tracker.watch(tracked.run_id, tracked.about)
             return None if callback is None else (Guard(link, callback), tracked)

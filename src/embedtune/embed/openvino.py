@@ -208,7 +208,9 @@ def _convert(backbone: Backbone, columns: tuple[Column, ...]) -> Any:
             warnings.simplefilter("ignore")
             frontend = FrontEndManager().load_by_framework("pytorch")
             traced = TorchScriptPythonDecoder(
-                PooledReading(backbone.model, columns), example_input=make_example()
+                PooledReading(backbone.model, columns),
+                example_input=make_example(),
+                trace_kwargs={"check_trace": False},  # it would trace all again to compare
             )
             graph = frontend.convert(frontend.load(traced))
     except Exception as error:

@@ -265,16 +265,11 @@ def mcnemar_p(y: ArrayLike, predicted_a: ArrayLike, predicted_b: ArrayLike) -> f
     McNemar 1947; Dietterich 1998, "Approximate statistical tests for comparing supervised classification
     learning algorithms".
     """
-    from statsmodels.stats.contingency_tables import mcnemar
+    from scipy.stats import binomtest
 
     right_a, right_b = np.asarray(predicted_a) == np.asarray(y), np.asarray(predicted_b) == np.asarray(y)
-    table = [
-        [int((right_a & right_b).sum()), int((right_a & ~right_b).sum())],
-        [int((~right_a & right_b).sum()), int((~right_a & ~right_b).sum())],
-    ]
-    if table[0][1] + table[1][0] == 0:
-        return 1.0
-    return min(1.0, float(mcnemar(table, exact=True).pvalue))
+    n_only_a, n_discordant = int((right_a & ~right_b).sum()), int((right_a != right_b).sum())
+    return float(binomtest(n_only_a, n_discordant).pvalue) if n_discordant else 1.0
 
 
 def holm(pvalues: Sequence[float]) -> list[float]:
@@ -284,11 +279,11 @@ def holm(pvalues: Sequence[float]) -> list[float]:
     ----------
     Holm 1979, "A simple sequentially rejective multiple test procedure".
     """
-    from statsmodels.stats.multitest import multipletests
-
-    if not pvalues:
-        return []
-    return [float(p) for p in multipletests(list(pvalues), method="holm")[1]]
+    given = np.asarray(pvalues, dtype=np.float64)
+    order = np.argsort(given)
+    adjusted = np.empty_like(given)
+    adjusted[order] = np.maximum.accumulate(given[order] * np.arange(len(given), 0, -1)).clip(max=1)
+    return [float(p) for p in adjusted]
 
 
 def _number_groups(groups: ArrayLike | None, n: int) -> NDArray[np.int64]:

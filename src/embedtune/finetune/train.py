@@ -27,7 +27,6 @@ from embedtune.finetune.contrastive import fit_head
 from embedtune.finetune.folder import CHECKPOINTS, LOGS, hold_folder, publish, read_finished
 from embedtune.finetune.group import find_group
 from embedtune.finetune.instruction import tune_by_instruction
-from embedtune.finetune.loop import Rows, Trained, pool_rows, train_classifier
 from embedtune.finetune.model import PooledClassifier, build_classifier, count_parameters
 from embedtune.finetune.randomness import keep_random_state
 from embedtune.finetune.rows import index_labels, split_validation
@@ -39,6 +38,8 @@ from embedtune.prompt.template import INSTRUCTION
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
+
+    from embedtune.finetune.loop import Rows, Trained
 
 
 def fine_tune(
@@ -329,6 +330,8 @@ def _fit(
     trust_remote_code: bool,
     callbacks: Sequence[TrainerCallback],
 ) -> None:
+    from embedtune.finetune.loop import Rows, train_classifier  # the Trainer takes seconds to import
+
     device, precision = facts["device"], facts["precision"]
     fraction = 0.0 if settings.objective == "contrastive" else settings.validation_fraction
     training, validation = split_validation(y, groups=groups, fraction=fraction, seed=settings.seed)
@@ -397,6 +400,8 @@ def _fit_head(
     model: PooledClassifier, rows: Rows, settings: Settings, *, device: str, precision: str
 ) -> None:
     """Put a logistic regression on the rows' vectors in the place of the head."""
+    from embedtune.finetune.loop import pool_rows
+
     weight, bias = fit_head(
         pool_rows(model, rows, device=device, precision=precision),
         rows.labels,
