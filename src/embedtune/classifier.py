@@ -37,6 +37,9 @@ from embedtune.heads.table import make_head
 from embedtune.heads.training import ClassWeight
 from embedtune.views import join_matrices, list_readings, name_views, normalize_embeddings
 
+#: What a stack's ridge regression on all views taken is called among them.
+TOGETHER = "all taken, at once"
+
 
 class EmbedClassifier(ClassifierMixin, _BaseComposition):  # type: ignore[misc]
     """Classify texts by a head on one or several views of them.
@@ -64,7 +67,7 @@ class EmbedClassifier(ClassifierMixin, _BaseComposition):  # type: ignore[misc]
     random_state : int
         Seeds the head.
 
-    A stack (``"stack"``, or ``"auto"`` where it does best) takes views while they are worth their cost, and encoders
+    A stack (``"stack"``, and ``"auto"`` but for few rows) takes views while they are worth their cost, and encoders
     that bring nothing are dropped; see `StackHead`.
 
     Attributes
@@ -84,8 +87,9 @@ class EmbedClassifier(ClassifierMixin, _BaseComposition):  # type: ignore[misc]
     out_of_fold_ : ndarray of shape (n, n_classes) or None
         The training rows' calibrated probabilities, each by a head and a calibrator without its fold; not saved.
     selection_ : list of dict
-        What each view brought to a stack, in the order taken: ``view``, ``taken``, ``log_loss`` and ``macro_f1`` of the
-        views taken so far with it, out of fold. Empty for other heads; not saved.
+        What each view brought to a stack, in the order taken: ``view`` (`TOGETHER` is the ridge on all taken),
+        ``taken``, ``log_loss`` and ``macro_f1`` of the views taken so far with it, out of fold. Empty for other heads;
+        not saved.
 
     Examples
     --------
@@ -373,7 +377,8 @@ class EmbedClassifier(ClassifierMixin, _BaseComposition):  # type: ignore[misc]
         if not (isinstance(self.head, str) and isinstance(self.head_, AutoHead | StackHead)):
             return
         readings = list_readings(self.views_)
-        self.selection_ = [{**step, "view": readings[step["view"]].name} for step in self.head_.selection_]
+        names = [*(reading.name for reading in readings), TOGETHER]
+        self.selection_ = [{**step, "view": names[step["view"]]} for step in self.head_.selection_]
         read = set(self.head_.blocks_)
         first = 0
         views: list[NamedEncoder] = []

@@ -1,19 +1,17 @@
-"""AutoHead: the linear head or stack that does best in cross-validation inside the training rows."""
+"""AutoHead: a stack of all that is read, or what few rows can make something of."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Self
 
-import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import softmax
-from sklearn.metrics import f1_score
 
 from embedtune.heads.base import Head
 from embedtune.heads.blocks import Floats, Matrix, slice_blocks, split_blocks
-from embedtune.heads.crossfit import CrossFit, FoldPlan, measure_log_loss, plan_folds
-from embedtune.heads.linear import LogisticHead, RidgeHead, cross_fit_logistic
+from embedtune.heads.crossfit import plan_folds
+from embedtune.heads.linear import LogisticHead, cross_fit_logistic
 from embedtune.heads.stack import StackHead, resolve_sources, resolve_views
 from embedtune.heads.training import ClassWeight, TrainingRows, read_training_rows
 
@@ -23,14 +21,10 @@ FEW_ROWS = 24
 
 
 class AutoHead(Head):
-    """Logistic regression, ridge or a stack, whichever has the best out-of-fold macro-F1.
+    """A stack; with fewer than `FEW_ROWS` rows per label, and several views, a logistic regression on some of them.
 
-    With fewer than `FEW_ROWS` rows per label, cross-validation can't tell them apart, and lower layers and n-grams are
-    noise: then it is logistic regression on each source's first view and the dense views that cost nothing.
-
-    Equal macro-F1 (to four places) is decided by log loss. The folds are the same for all, and the scores
-    come from the passes that choose the penalties, so only the winner is fitted to all rows afterwards (the
-    stack is fitted at once). With one view there is nothing to stack.
+    So few rows can't tell what is worth reading, and lower layers and n-grams are noise to them: read are each source's
+    first view and the dense views that cost nothing.
 
     Parameters
     ----------
@@ -44,19 +38,17 @@ class AutoHead(Head):
 
     Attributes
     ----------
-    choice_ : str
-        "logistic", "ridge" or "stack"; "few" is logistic regression where rows are few.
+    head_ : StackHead or LogisticHead
     blocks_ : list of int
         Numbers of the blocks that are read, ascending.
-    cv_scores_ : dict
-        Per candidate its out-of-fold "macro_f1" and "log_loss".
-    head_ : LogisticHead, RidgeHead or StackHead
     selection_ : list of dict
-        What each view brings to the stack, chosen or not; see `Selection.steps`. Empty with one view.
+        As in `StackHead`; empty with few rows.
     classes_ : ndarray of shape (K,)
     """
 
     classes_: NDArray[Any]
+    head_: StackHead | LogisticHead
+    selection_: list[dict[str, Any]]
 
     def __init__(
         self,
@@ -85,68 +77,32 @@ class AutoHead(Head):
         DataError
             If there is one class only, or one group.
         """
-        self._fit_rows(read_training_rows(self, X, y, groups=groups))
+        self.fit_out_of_fold(X, y, groups)
         return self
 
     def fit_out_of_fold(
         self, X: Matrix, y: ArrayLike, groups: ArrayLike | None = None, **options: Any
     ) -> Floats:
-        """Fit, and return the out-of-fold probabilities (n, K) that the choice was made on."""
-        probabilities: Floats = softmax(
-            self._fit_rows(read_training_rows(self, X, y, groups=groups)).scores, axis=1
+        """Fit, and return the out-of-fold probabilities (n, K)."""
+        rows = read_training_rows(self, X, y, groups=groups)
+        views = resolve_views(self.views, len(rows.widths))
+        self.classes_, self.widths_ = rows.classes, rows.widths
+        if len(views) > 1 and len(rows.y) < FEW_ROWS * len(rows.classes):
+            return self._fit_few(rows, views)
+        stack = StackHead(
+            rows.widths,
+            views=views,
+            sources=self.sources,
+            cv=self.cv,
+            class_weight=self.class_weight,
+            random_state=self.random_state,
         )
+        stack.n_features_in_ = self.n_features_in_
+        probabilities: Floats = softmax(stack.fit_rows(rows).scores, axis=1)
+        self.head_, self.blocks_, self.selection_ = stack, stack.blocks_, stack.selection_
         return probabilities
 
-    def _fit_rows(self, rows: TrainingRows) -> CrossFit:
-        views = resolve_views(self.views, len(rows.widths))
-        matrix = split_blocks(rows.X, rows.widths)
-        shared: dict[str, Any] = {
-            "cv": self.cv,
-            "class_weight": self.class_weight,
-            "random_state": self.random_state,
-        }
-        found: dict[str, CrossFit] = {}
-        heads: dict[str, Any] = {}
-
-        self.selection_: list[dict[str, Any]] = []
-        self.blocks_ = list(range(len(rows.widths)))
-        self.classes_ = rows.classes
-        plan = plan_folds(
-            rows.y, groups=rows.groups, cv=self.cv, random_state=self.random_state, every_row=True
-        )
-        if len(views) > 1 and len(rows.y) < FEW_ROWS * len(rows.classes):
-            return self._fit_few(rows, views, plan)
-        found["logistic"] = cross_fit_logistic(matrix, rows, plan=plan)
-        heads["logistic"] = LogisticHead(rows.widths, **shared)
-        heads["ridge"] = RidgeHead(rows.widths, **shared)
-        ridge = heads["ridge"]._cross_fit(matrix, rows, plan)
-        found["ridge"] = ridge._replace(scores=heads["ridge"]._calibrate_scores(ridge, rows))
-        if len(views) > 1:
-            heads["stack"] = StackHead(rows.widths, views=views, sources=self.sources, **shared)
-            heads["stack"].n_features_in_ = self.n_features_in_
-            found["stack"] = heads["stack"]._fit_rows(rows, plan)
-            self.selection_ = heads["stack"].selection_
-
-        self.cv_scores_ = {name: _score(cross, rows) for name, cross in found.items()}
-        self.choice_ = min(
-            self.cv_scores_,
-            key=lambda name: (
-                -round(self.cv_scores_[name]["macro_f1"], 4),
-                self.cv_scores_[name]["log_loss"],
-            ),
-        )
-        self.head_ = heads[self.choice_]
-        self.head_.n_features_in_ = self.n_features_in_
-        if self.choice_ == "logistic":
-            self.head_._fit_all(matrix, rows, C=found["logistic"].strength)
-        elif self.choice_ == "ridge":
-            self.head_._fit_all(matrix, rows, found=ridge)
-        else:
-            self.blocks_ = self.head_.blocks_
-        self.widths_ = rows.widths
-        return found[self.choice_]
-
-    def _fit_few(self, rows: TrainingRows, views: Sequence[tuple[int, ...]], plan: FoldPlan) -> CrossFit:
+    def _fit_few(self, rows: TrainingRows, views: Sequence[tuple[int, ...]]) -> Floats:
         """Fit logistic regression to the views that few rows can make something of."""
         kept: list[tuple[int, ...]] = []
         seen: set[int] = set()
@@ -160,16 +116,20 @@ class AutoHead(Head):
         self.blocks_ = sorted({block for view in kept or views for block in view})
         widths = [rows.widths[block] for block in self.blocks_]
         matrix = split_blocks(slice_blocks(rows.X, rows.widths, self.blocks_), widths)
+        plan = plan_folds(
+            rows.y, groups=rows.groups, cv=self.cv, random_state=self.random_state, every_row=True
+        )
         found = cross_fit_logistic(matrix, rows, plan=plan)
-        head = LogisticHead(widths, class_weight=self.class_weight)
-        self.head_ = head._fit_all(matrix, rows, C=found.strength)
-        self.choice_, self.widths_ = "few", rows.widths
-        self.cv_scores_ = {"few": _score(found, rows)}
-        return found
+        self.head_ = LogisticHead(widths, class_weight=self.class_weight)._fit_all(
+            matrix, rows, C=found.strength
+        )
+        self.selection_ = []
+        probabilities: Floats = softmax(found.scores, axis=1)
+        return probabilities
 
     def keep_blocks(self, kept: Sequence[int]) -> None:
-        """Read matrices that hold the given blocks only, in this order; all of `blocks_` must be among them."""
-        if self.choice_ == "stack":
+        """Read matrices that hold the given blocks only, ascending; all of `blocks_` must be among them."""
+        if isinstance(self.head_, StackHead):
             self.head_.keep_blocks(kept)
         place = {block: number for number, block in enumerate(kept)}
         self.blocks_ = [place[block] for block in self.blocks_]
@@ -179,15 +139,7 @@ class AutoHead(Head):
     def predict_proba(self, X: Matrix) -> Floats:
         """Return probabilities (n, K), float64, columns in the order of `classes_`."""
         X = self._read(X)
-        if self.choice_ == "few":
+        if not isinstance(self.head_, StackHead):
             X = slice_blocks(X, self.widths_, self.blocks_)
         probabilities: Floats = self.head_.predict_proba(X)
         return probabilities
-
-
-def _score(cross: CrossFit, rows: TrainingRows) -> dict[str, float]:
-    predicted = cross.scores.argmax(axis=1)
-    return {
-        "macro_f1": float(f1_score(rows.y, predicted, average="macro", zero_division=0)),
-        "log_loss": measure_log_loss(cross.scores, rows.y, np.ones(len(rows.y))),
-    }

@@ -25,8 +25,7 @@ class Selection(NamedTuple):
     joined : CrossFit
         The joining regression's cross-fit on them.
     steps : list of dict
-        One per view, in the order taken, those left out behind them: ``view`` (its number), ``taken``, and
-        ``log_loss`` and ``macro_f1`` of the views taken so far with this one.
+        One per view, in the order taken, those left out behind them; see `describe_step`.
     """
 
     views: tuple[int, ...]
@@ -78,16 +77,6 @@ def select_views(
         found = join(sorted([*taken, view]))
         return _Candidate(view, found, _weigh_losses(found.scores, rows))
 
-    def describe(candidate: _Candidate, *, is_taken: bool) -> dict[str, Any]:
-        return {
-            "view": candidate.view,
-            "taken": is_taken,
-            "log_loss": float(candidate.losses.mean()),
-            "macro_f1": float(
-                f1_score(rows.y, candidate.joined.scores.argmax(axis=1), average="macro", zero_division=0)
-            ),
-        }
-
     while True:
         paid = {sources[view] for view in taken} | {None}
         candidates = sorted(
@@ -98,13 +87,24 @@ def select_views(
         if best is None and not taken and candidates:
             best = candidates[0]  # labels that nothing tells of: still one view is needed
         if best is None:
-            steps += [describe(candidate, is_taken=False) for candidate in candidates]
+            steps += [describe_step(one.view, one.joined, rows, is_taken=False) for one in candidates]
             break
         taken.append(best.view)
         joined, current = best.joined, best.losses
-        steps.append(describe(best, is_taken=True))
+        steps.append(describe_step(best.view, best.joined, rows, is_taken=True))
     assert joined is not None
     return Selection(tuple(sorted(taken)), joined, steps)
+
+
+def describe_step(view: int, joined: CrossFit, rows: TrainingRows, *, is_taken: bool) -> dict[str, Any]:
+    """Return ``view`` (its number), ``taken``, and ``log_loss`` and ``macro_f1`` of the views so far with this one."""
+    predicted = joined.scores.argmax(axis=1)
+    return {
+        "view": view,
+        "taken": is_taken,
+        "log_loss": joined.loss,
+        "macro_f1": float(f1_score(rows.y, predicted, average="macro", zero_division=0)),
+    }
 
 
 def _choose(

@@ -1,4 +1,4 @@
-"""StackHead: a logistic regression per view worth reading, joined by one more on their out-of-fold opinions."""
+"""StackHead: a logistic regression per view worth reading and a ridge on all, joined on their out-of-fold opinions."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from scipy.special import log_softmax, softmax
 from embedtune.errors import ConfigError
 from embedtune.heads.base import Head
 from embedtune.heads.blocks import BlockMatrix, Floats, Matrix, slice_blocks, split_blocks
-from embedtune.heads.crossfit import CrossFit, FoldPlan, plan_folds
-from embedtune.heads.linear import LogisticHead, cross_fit_logistic
-from embedtune.heads.selection import select_views
+from embedtune.heads.crossfit import CrossFit, plan_folds
+from embedtune.heads.linear import LogisticHead, RidgeHead, cross_fit_logistic
+from embedtune.heads.selection import describe_step, select_views
 from embedtune.heads.training import ClassWeight, TrainingRows, read_training_rows
 
 
@@ -23,7 +23,8 @@ class StackHead(Head):
 
     Each view's logistic regression is cross-fitted once: the pass that chooses its C also gives the
     out-of-fold log-probabilities that the joining regression learns from. Views are taken greedily while they are
-    worth their cost (`select_views`), and those taken are refitted on all rows.
+    worth their cost (`select_views`), and those taken are refitted on all rows. A ridge regression on all blocks that
+    are read then, whose errors are others, is one opinion more where it lowers the joined out-of-fold log loss.
 
     Parameters
     ----------
@@ -45,10 +46,13 @@ class StackHead(Head):
         Block numbers of each view taken, in the order given.
     heads_ : list of LogisticHead
         One per view, in the order of `views_`.
+    together_ : RidgeHead or None
+        On the columns of `blocks_`; None where it is left out.
     joiner_ : LogisticHead
-        On the views' log-probabilities, (n, n_views · K).
+        On the log-probabilities of `heads_`, then of `together_`, (n, n_opinions · K).
     selection_ : list of dict
-        What each view given brought, those taken first; see `Selection.steps`.
+        What each view given brought, those taken first, and `together_`, whose number is that of the views given; see
+        `describe_step`.
     widths_ : tuple of int
     classes_ : ndarray of shape (K,)
 
@@ -94,14 +98,14 @@ class StackHead(Head):
     ) -> Floats:
         """Fit, and return the joining regression's out-of-fold probabilities (n, K)."""
         rows = read_training_rows(self, X, y, groups=groups)
+        probabilities: Floats = softmax(self.fit_rows(rows).scores, axis=1)
+        return probabilities
+
+    def fit_rows(self, rows: TrainingRows) -> CrossFit:
+        """Fit, and return the joining regression's own cross-fit: the stack's out-of-fold scores."""
         plan = plan_folds(
             rows.y, groups=rows.groups, cv=self.cv, random_state=self.random_state, every_row=True
         )
-        probabilities: Floats = softmax(self._fit_rows(rows, plan).scores, axis=1)
-        return probabilities
-
-    def _fit_rows(self, rows: TrainingRows, plan: FoldPlan) -> CrossFit:
-        """Fit, and return the joining regression's own cross-fit: the stack's out-of-fold scores."""
         views = resolve_views(self.views, len(rows.widths))
         sources = resolve_sources(self.sources, len(views))
         self.widths_ = rows.widths
@@ -112,13 +116,10 @@ class StackHead(Head):
             joined = np.hstack([opinions[number] for number in chosen])
             return split_blocks(joined, (joined.shape[1],))
 
-        selection = select_views(
-            lambda chosen: cross_fit_logistic(open_joiner(chosen), rows, plan=plan),
-            len(views),
-            rows,
-            sources=sources,
-        )
-        self.selection_ = selection.steps
+        def join(chosen: Sequence[int]) -> CrossFit:
+            return cross_fit_logistic(open_joiner(chosen), rows, plan=plan)
+
+        selection = select_views(join, len(views), rows, sources=sources)
         self.views_ = tuple(views[number] for number in selection.views)
         self.heads_ = [
             LogisticHead(
@@ -128,10 +129,26 @@ class StackHead(Head):
             )._fit_all(self._read_view(rows, view), rows, C=found[number].strength)
             for number, view in zip(selection.views, self.views_, strict=True)
         ]
-        matrix, C = open_joiner(selection.views), selection.joined.strength
-        self.joiner_ = LogisticHead(C=C, class_weight=self.class_weight)._fit_all(matrix, rows, C=C)
+        chosen, joined = selection.views, selection.joined
+        blocks = tuple(self.blocks_)
+        widths, matrix = [rows.widths[block] for block in blocks], self._read_view(rows, blocks)
+        ridge = RidgeHead(widths, class_weight=self.class_weight, random_state=self.random_state)
+        of_all = ridge._cross_fit(matrix, rows, plan)
+        opinions.append(log_softmax(ridge._calibrate_scores(of_all, rows), axis=1))
+        with_ridge = join([*chosen, len(views)])
+        is_taken = with_ridge.loss < joined.loss
+        if is_taken:
+            ridge.n_features_in_ = sum(widths)
+            ridge._fit_all(matrix, rows, found=of_all)
+            chosen, joined = (*chosen, len(views)), with_ridge
+        self.together_ = ridge if is_taken else None
+        steps = [*selection.steps, describe_step(len(views), with_ridge, rows, is_taken=is_taken)]
+        self.selection_ = sorted(steps, key=lambda step: not step["taken"])
+        self.joiner_ = LogisticHead(C=joined.strength, class_weight=self.class_weight)._fit_all(
+            open_joiner(chosen), rows, C=joined.strength
+        )
         self.classes_ = rows.classes
-        return selection.joined
+        return joined
 
     @staticmethod
     def _read_view(rows: TrainingRows, view: tuple[int, ...]) -> BlockMatrix:
@@ -143,7 +160,7 @@ class StackHead(Head):
         return sorted({block for view in self.views_ for block in view})
 
     def keep_blocks(self, kept: Sequence[int]) -> None:
-        """Read matrices that hold the given blocks only, in this order; all of `blocks_` must be among them."""
+        """Read matrices that hold the given blocks only, ascending; all of `blocks_` must be among them."""
         place = {block: number for number, block in enumerate(kept)}
         self.views_ = tuple(tuple(place[block] for block in view) for view in self.views_)
         self.widths_ = tuple(self.widths_[block] for block in kept)
@@ -166,6 +183,9 @@ class StackHead(Head):
             log_softmax(head.compute_scores(slice_blocks(X, self.widths_, view)), axis=1)
             for head, view in zip(self.heads_, self.views_, strict=True)
         ]
+        if self.together_ is not None:
+            of_all = self.together_.compute_scores(slice_blocks(X, self.widths_, self.blocks_))
+            opinions.append(log_softmax(of_all, axis=1))
         return self.joiner_.predict_proba(np.hstack(opinions))
 
 
