@@ -11,6 +11,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 
 from embedtune import EmbedClassifier, LexicalEncoder, TransformerEncoder, load_bundle
+from embedtune.classifier import TOGETHER
 from embedtune.embed.store import EmbeddingStore
 from embedtune.errors import DataError
 from embedtune.heads.stack import StackHead
@@ -105,7 +106,7 @@ def test_stack_drops_a_backbone_that_is_not_worth_running(
     classifier = EmbedClassifier(views, "stack").fit(texts, [label for _, label in words])
     assert [name for name, _ in classifier.views_] == ["lexical"]
     names = [step["view"] for step in classifier.selection_ if step["taken"]]
-    assert set(names) <= {"lexical, words", "lexical, characters"}
+    assert set(names) <= {"lexical, words", "lexical, characters", TOGETHER}
     left_out = {step["view"] for step in classifier.selection_} - set(names)
     assert left_out >= {"bert, layer 3", "bert, 2 layers", "llama"}
     classifier.save(tmp_path / "bundle")

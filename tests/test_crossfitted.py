@@ -9,6 +9,7 @@ import pytest
 from sklearn.base import clone
 
 from embedtune import EmbedClassifier, LexicalEncoder, TransformerEncoder, load_bundle
+from embedtune.classifier import TOGETHER
 from embedtune.embed.crossfitted import CrossFittedEncoder
 from embedtune.errors import BundleError, ConfigError, DataError, EmbedtuneError
 from test_classifier import LABELS, TEXTS
@@ -109,6 +110,7 @@ def test_stack_reads_a_cross_fitted_view_as_it_reads_a_plain_one(encoders: list[
         "bert, 2 layers",
         "lexical, words",
         "lexical, characters",
+        TOGETHER,
     }
 
 

@@ -13,6 +13,7 @@ import transformers
 import yaml
 
 from embedtune import load_bundle
+from embedtune.classifier import TOGETHER
 from embedtune.config import build_experiment
 from embedtune.data.splits import read_splits
 from embedtune.embed.crossfitted import CrossFittedEncoder
@@ -78,11 +79,12 @@ def test_both_tasks_end_with_every_arm_and_a_verdict(finished: Path) -> None:
 @pytest.mark.slow
 def test_stack_reads_each_view_as_one_and_a_backbone_by_its_last_layer_and_by_all(finished: Path) -> None:
     results = json.loads((finished / "sentiment" / "results.json").read_text())
-    seen = {step["view"] for step in results["arms"]["tuned+"]["views"]}
+    seen = {step["view"]: step["taken"] for step in results["arms"]["tuned+"]["views"]}
+    assert seen.pop(TOGETHER) in (True, False)
     assert {view.partition(", ")[0] for view in seen} == {*TRANSFORMERS, "static", "lexical"}
     assert len(seen) == 3 * 3 + 1 + 2  # of a backbone the last layer, all read, and its own heads
     classifier = load_bundle(finished / "sentiment" / "arms" / "tuned+")
-    taken = {step["view"].partition(", ")[0] for step in results["arms"]["tuned+"]["views"] if step["taken"]}
+    taken = {view.partition(", ")[0] for view, is_taken in seen.items() if is_taken}
     assert {name for name, _ in classifier.views_} == taken
     for name, encoder in classifier.views_:
         if name in TRANSFORMERS:

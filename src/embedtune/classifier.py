@@ -38,7 +38,7 @@ from embedtune.heads.training import ClassWeight
 from embedtune.views import join_matrices, list_readings, name_views, normalize_embeddings
 
 #: What a stack's ridge regression on all views taken is called among them.
-TOGETHER = "all taken, at once"
+TOGETHER = "All taken, at once"
 
 
 class EmbedClassifier(ClassifierMixin, _BaseComposition):  # type: ignore[misc]
