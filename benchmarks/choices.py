@@ -13,7 +13,7 @@ import sys
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, log_loss
 from sklearn.model_selection import StratifiedGroupKFold
 
 from embedtune import EmbedClassifier, LexicalEncoder, StaticEncoder, TransformerEncoder, load_dataset
@@ -42,8 +42,8 @@ def main() -> None:
         sys.stdout.write(f"{source.rpartition('/')[2]}, {len(y)} rows, macro-F1 in per cent\n")
         for name, score in compare_scalings(texts, y, groups).items():
             say(f"logistic regression on five layers, {name}", score)
-        for name, score in compare_heads(texts, y, groups).items():
-            say(f"trained on one half, judged on the other, head {name}", score)
+        for head, (score, loss) in compare_heads(texts, y, groups).items():
+            say(f"trained on half, judged on the rest, head {head}, log loss {loss:.3f}", score)
         plain = fit(texts, y, groups, poolings=["mean"])
         say("stack, mean pooling", measure(plain, y))
         say("stack, mean, max and cls", measure(fit(texts, y, groups, poolings=["mean", "max", "cls"]), y))
@@ -71,18 +71,20 @@ def compare_scalings(texts: list[str], y: NDArray[np.int64], groups: NDArray[np.
     return {name: measure(head.fit_out_of_fold(np.hstack(way), y, groups), y) for name, way in ways.items()}
 
 
-def compare_heads(texts: list[str], y: NDArray[np.int64], groups: NDArray[np.int64]) -> dict[str, float]:
-    """Return the macro-F1 of each head on the default views."""
+def compare_heads(
+    texts: list[str], y: NDArray[np.int64], groups: NDArray[np.int64]
+) -> dict[str, tuple[float, float]]:
+    """Return the macro-F1 and the log loss, in nats, of each head on the default views."""
     halves = list(StratifiedGroupKFold(2, shuffle=True, random_state=0).split(texts, y, groups))
     scores = {}
     for head in ("logistic", "ridge", "stack"):
-        predicted = np.empty_like(y)
+        found = np.empty((len(y), y.max() + 1))
         for seen, unseen in halves:
             classifier = EmbedClassifier(head=head).fit(
                 [texts[row] for row in seen], y[seen], groups=groups[seen]
             )
-            predicted[unseen] = classifier.predict([texts[row] for row in unseen])
-        scores[head] = float(f1_score(y, predicted, average="macro"))
+            found[unseen] = classifier.predict_proba([texts[row] for row in unseen])
+        scores[head] = measure(found, y), float(log_loss(y, found))
     return scores
 
 

@@ -159,10 +159,20 @@ def note_arms(data: str, seed: int, run: Path) -> None:
         facts = {
             "seconds": found["cost"]["seconds"],
             "sets": found["sets"],
+            "calibration_error_by_chance": expect_calibration_error(probabilities[0]),
             "out_of_fold": judged[arm],
             "is_chosen": arm == max(judged, key=judged.__getitem__),
         }
         note(data, seed, arm, None, splits, probabilities, facts)
+
+
+def expect_calibration_error(probabilities: NDArray[np.float64], *, n_draws: int = 200) -> float:
+    """Return the mean calibration error of these rows if labels were drawn by their very probabilities, (n, K)."""
+    random = np.random.default_rng(0)
+    cumulative = probabilities.cumsum(axis=1) / probabilities.sum(axis=1, keepdims=True)
+    drawn = (random.random((n_draws, len(probabilities), 1)) > cumulative).sum(axis=2)
+    errors = [compute_metrics(labels, probabilities)["calibration_error"] for labels in drawn]
+    return float(np.mean(errors))
 
 
 def score_out_of_fold(path: Path) -> float:
@@ -252,6 +262,9 @@ def draw(rows: list[dict[str, Any]]) -> str:
             worth = {
                 "calibration error": [
                     _say_mean([row["calibration_error"] for row in cells[CHOSEN, d]]) for d in data
+                ],
+                "of a perfect one with so many rows": [
+                    _say_mean([row["calibration_error_by_chance"] for row in cells[CHOSEN, d]]) for d in data
                 ],
                 "coverage of 90 % sets": [
                     _say_mean([row["sets"]["covered"] for row in cells[CHOSEN, d]]) for d in data
