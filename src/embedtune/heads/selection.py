@@ -23,7 +23,7 @@ class Selection(NamedTuple):
     views : tuple of int
         The views taken, ascending.
     joined : CrossFit
-        The joining regression's cross-fit on them.
+        Their pool's cross-fit.
     steps : list of dict
         One per view, in the order taken, those left out behind them; see `describe_step`.
     """
@@ -55,7 +55,7 @@ def select_views(
     Parameters
     ----------
     join : callable
-        From the numbers of some views, ascending, to the cross-fit of the joining regression over all rows.
+        From the numbers of some views, ascending, to the cross-fit of their pool over all rows.
     n_views : int
     rows : TrainingRows
     sources : sequence of int or None, length n_views, optional

@@ -1,4 +1,4 @@
-"""StackHead: a logistic regression per view worth reading and a ridge on all, joined on their out-of-fold opinions."""
+"""StackHead: a logistic regression per view worth reading and a ridge on all, joined by their out-of-fold opinions."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from embedtune.heads.base import Head
 from embedtune.heads.blocks import BlockMatrix, Floats, Matrix, slice_blocks, split_blocks
 from embedtune.heads.crossfit import CrossFit, plan_folds
 from embedtune.heads.linear import LogisticHead, RidgeHead, cross_fit_logistic
+from embedtune.heads.pool import Pool, cross_fit_pool, fit_pool
 from embedtune.heads.selection import describe_step, select_views
 from embedtune.heads.training import ClassWeight, TrainingRows, read_training_rows
 
@@ -22,9 +23,10 @@ class StackHead(Head):
     """Stacked generalisation over views.
 
     Each view's logistic regression is cross-fitted once: the pass that chooses its C also gives the
-    out-of-fold log-probabilities that the joining regression learns from. Views are taken greedily while they are
-    worth their cost (`select_views`), and those taken are refitted on all rows. A ridge regression on all blocks that
-    are read then, whose errors are others, is one opinion more where it lowers the joined out-of-fold log loss.
+    out-of-fold log-probabilities that the pool's weights are learned from (`fit_pool`). Views are taken greedily while
+    they are worth their cost (`select_views`), and those taken are refitted on all rows. A ridge regression on all
+    blocks that are read then, whose errors are others, is one opinion more where it lowers the pool's out-of-fold log
+    loss.
 
     Parameters
     ----------
@@ -48,8 +50,9 @@ class StackHead(Head):
         One per view, in the order of `views_`.
     together_ : RidgeHead or None
         On the columns of `blocks_`; None where it is left out.
-    joiner_ : LogisticHead
-        On the log-probabilities of `heads_`, then of `together_`, (n, n_opinions · K).
+    weights_ : ndarray of shape (n_opinions,)
+        Of the log-probabilities of `heads_`, then of `together_`.
+    bias_ : ndarray of shape (K,)
     selection_ : list of dict
         What each view given brought, those taken first, and `together_`, whose number is that of the views given; see
         `describe_step`.
@@ -96,13 +99,13 @@ class StackHead(Head):
     def fit_out_of_fold(
         self, X: Matrix, y: ArrayLike, groups: ArrayLike | None = None, **options: Any
     ) -> Floats:
-        """Fit, and return the joining regression's out-of-fold probabilities (n, K)."""
+        """Fit, and return the pool's out-of-fold probabilities (n, K)."""
         rows = read_training_rows(self, X, y, groups=groups)
         probabilities: Floats = softmax(self.fit_rows(rows).scores, axis=1)
         return probabilities
 
     def fit_rows(self, rows: TrainingRows) -> CrossFit:
-        """Fit, and return the joining regression's own cross-fit: the stack's out-of-fold scores."""
+        """Fit, and return the pool's own cross-fit: the stack's out-of-fold scores."""
         plan = plan_folds(
             rows.y, groups=rows.groups, cv=self.cv, random_state=self.random_state, every_row=True
         )
@@ -112,12 +115,8 @@ class StackHead(Head):
         found = [cross_fit_logistic(self._read_view(rows, view), rows, plan=plan) for view in views]
         opinions = [log_softmax(one.scores, axis=1) for one in found]
 
-        def open_joiner(chosen: Sequence[int]) -> BlockMatrix:
-            joined = np.hstack([opinions[number] for number in chosen])
-            return split_blocks(joined, (joined.shape[1],))
-
         def join(chosen: Sequence[int]) -> CrossFit:
-            return cross_fit_logistic(open_joiner(chosen), rows, plan=plan)
+            return cross_fit_pool(np.stack([opinions[number] for number in chosen]), rows, plan)
 
         selection = select_views(join, len(views), rows, sources=sources)
         self.views_ = tuple(views[number] for number in selection.views)
@@ -144,9 +143,8 @@ class StackHead(Head):
         self.together_ = ridge if is_taken else None
         steps = [*selection.steps, describe_step(len(views), with_ridge, rows, is_taken=is_taken)]
         self.selection_ = sorted(steps, key=lambda step: not step["taken"])
-        self.joiner_ = LogisticHead(C=joined.strength, class_weight=self.class_weight)._fit_all(
-            open_joiner(chosen), rows, C=joined.strength
-        )
+        heard = np.stack([opinions[number] for number in chosen])
+        self.weights_, self.bias_ = fit_pool(heard, rows.y, rows.sample_weight)
         self.classes_ = rows.classes
         return joined
 
@@ -186,7 +184,8 @@ class StackHead(Head):
         if self.together_ is not None:
             of_all = self.together_.compute_scores(slice_blocks(X, self.widths_, self.blocks_))
             opinions.append(log_softmax(of_all, axis=1))
-        return self.joiner_.predict_proba(np.hstack(opinions))
+        probabilities: Floats = softmax(Pool(self.weights_, self.bias_).join(np.stack(opinions)), axis=1)
+        return probabilities
 
 
 def resolve_views(views: Sequence[Sequence[int]] | None, n_blocks: int) -> tuple[tuple[int, ...], ...]:
