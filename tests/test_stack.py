@@ -239,7 +239,7 @@ def test_auto_with_few_rows_reads_first_and_free_dense_views_alone() -> None:
     before = head.predict_proba(X)
     head.keep_blocks([0, 1])
     np.testing.assert_allclose(head.predict_proba(X[:, :13]), before, atol=1e-12)
-    enough = AutoHead(WIDTHS, views=views, sources=(0, 0, None, None)).fit(*make_rows(90))
+    enough = AutoHead(WIDTHS, views=views, sources=(0, 0, None, None)).fit(*make_rows(150))
     assert isinstance(enough.head_, StackHead)
 
 

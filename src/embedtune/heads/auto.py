@@ -15,9 +15,9 @@ from embedtune.heads.linear import LogisticHead, cross_fit_logistic
 from embedtune.heads.stack import StackHead, resolve_sources, resolve_views
 from embedtune.heads.training import ClassWeight, TrainingRows, read_training_rows
 
-#: Rows per label, on average, below which nothing is chosen: with 16 a choice does worse than none, with 32 better
+#: Rows per label, on average, below which nothing is chosen: with 32 a choice does worse than none, with 64 better
 #: (benchmarks/choices.py).
-FEW_ROWS = 24
+FEW_ROWS = 48
 
 
 class AutoHead(Head):
