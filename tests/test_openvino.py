@@ -207,7 +207,8 @@ def test_interrupt_while_a_model_is_converted_is_one(tmp_path: Path, monkeypatch
         return original(self)
 
     monkeypatch.setattr(TorchScriptPythonDecoder, "get_op_type", get_op_type)
-    model = tiny_models.build_tiny_bert(tmp_path / "bert", n_layers=6)  # whose graph no other test has compiled
+    # a model of its own, whose graph no other test has compiled
+    model = tiny_models.build_tiny_bert(tmp_path / "bert", n_layers=6)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
