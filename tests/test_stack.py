@@ -115,15 +115,15 @@ def test_stack_sources_that_fit_no_view_are_refused() -> None:
         StackHead(WIDTHS, sources=(0, 1)).fit(X, y)
 
 
-def make_ring(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of two views, neither of which tells anything, though both together do."""
+def make_shared(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of two views that tell half of what makes the label each."""
     rng = np.random.default_rng(0)
     X = rng.normal(size=(n, 8))
     return X, (X[:, 3] + X[:, 4] + 0.3 * rng.normal(size=n) > 0).astype(int)
 
 
 def test_stack_reads_all_at_once_where_that_tells_more() -> None:
-    X, y = make_ring(600)
+    X, y = make_shared(600)
     head = StackHead((4, 4)).fit(X[:300], y[:300])
     assert head.together_ is not None
     views = head.predict_view_probabilities(X[300:])

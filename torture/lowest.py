@@ -39,7 +39,11 @@ TESTS = {
     "transformers, tokenizers, safetensors": ("test_backbone.py", "test_encoder.py"),
     "peft, accelerate, tensorboard": ("test_finetune_resume.py",),
     "trl": ("test_instruction.py",),
-    "scikit-learn, scipy, joblib, threadpoolctl": ("test_linear.py", "test_sklearn.py"),
+    "scikit-learn, scipy, joblib, threadpoolctl": (
+        "test_linear.py",
+        "test_sklearn.py",
+        "test_significance.py",
+    ),
     "cleanlab": ("test_suspects.py",),
     "pandas, pyarrow, openpyxl, datasets": ("test_sources.py", "test_predict_rows.py"),
     "pydantic, PyYAML": ("test_config.py",),

@@ -92,10 +92,10 @@ def search_settings(
     Akiba et al., "Optuna: A Next-generation Hyperparameter Optimization Framework", KDD 2019.
     """
     optuna = _import_optuna()
-    from embedtune.finetune import loop  # noqa: F401 the first trial's time isn't for importing it
-
     if not budget > 0:
         raise ConfigError(f"budget {budget!r} is out of range: give seconds above 0.")
+    from embedtune.finetune import loop  # noqa: F401 the first trial's time isn't for importing it
+
     folder = Path(output_dir).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     given = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size}
