@@ -164,16 +164,6 @@ class StackHead(Head):
         self.widths_ = tuple(self.widths_[block] for block in kept)
         self.n_features_in_ = sum(self.widths_)
 
-    def predict_view_probabilities(self, X: Matrix) -> Floats:
-        """Return each view's own probabilities, (n_views, n, K)."""
-        X = self._read(X)
-        return np.stack(
-            [
-                head.predict_proba(slice_blocks(X, self.widths_, view))
-                for head, view in zip(self.heads_, self.views_, strict=True)
-            ]
-        )
-
     def predict_proba(self, X: Matrix) -> Floats:
         """Return probabilities (n, K), float64, columns in the order of `classes_`."""
         X = self._read(X)
