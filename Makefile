@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-PYTEST_WORKERS ?= 2
+PYTEST_WORKERS ?= 3
 SEED ?= 0
 MINUTES ?= 15
 
