@@ -294,6 +294,30 @@ def test_prompt_arm_needs_somebody_to_ask() -> None:
 
 
 @pytest.mark.parametrize(
+    ("override", "variable"),
+    [
+        ("tasks.sentiment.source=s3://me:secret@bucket/rows.csv", "AWS_SECRET_ACCESS_KEY"),
+        ("tasks.sentiment.test_source=simplecache::sftp://me:secret@bucket/rows.csv", "FSSPEC_SFTP_PASSWORD"),
+        ("embed.store=sftp://:secret@bucket/store", "FSSPEC_SFTP_PASSWORD"),
+    ],
+)
+def test_password_in_an_address_is_refused_and_not_told(override: str, variable: str) -> None:
+    scheme = "s3" if "s3:" in override else "sftp"
+    assert fail(override) == (
+        f"1 problem in recipe demo: the {scheme}:// address of bucket is given with a password: leave it out, and set "
+        f"it in the environment ({variable})."
+    )
+
+
+def test_address_without_password_is_taken() -> None:
+    address = "sftp://me@host/rows@2024:1.csv"
+    experiment = build_experiment(
+        read_recipe("demo").resolve([f"tasks.sentiment.source={address}"]), where="demo"
+    )
+    assert experiment.tasks["sentiment"].source == address
+
+
+@pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (

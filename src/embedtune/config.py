@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -34,22 +35,37 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
+def _check_address(address: str) -> str:
+    """Return a path or URI, unless it holds a password, which would be written to config.yaml."""
+    if found := _PASSWORD.search(address):
+        scheme, host = found.groups()
+        raise ValueError(
+            f"the {scheme}:// address of {host} is given with a password: leave it out, and set it in the environment "
+            f"({'AWS_SECRET_ACCESS_KEY' if scheme == 's3' else f'FSSPEC_{scheme.upper()}_PASSWORD'})"
+        )
+    return address
+
+
+_PASSWORD = re.compile(r"([\w+.-]+)://[^/\s@]*:[^/\s@]+@([^/\s]*)")
+Address = Annotated[str, AfterValidator(_check_address)]
+
+
 class SourceConfig(_Part):
     """Where one task's labelled texts come from: the arguments of `load_dataset`, and a file of corrected `labels`."""
 
-    source: str
+    source: Address
     task: str | None = None
     text_column: str | None = None
     label_column: str | None = None
     group_column: str | None = None
     time_column: str | None = None
     source_column: str | None = None
-    test_source: str | None = None
+    test_source: Address | None = None
     hub_config: str | None = None
     hub_split: str = "train"
     hub_test_split: str | None = None
     encoding: str | None = None
-    labels: str | None = None
+    labels: Address | None = None
 
 
 class PrepareConfig(_Part):
@@ -123,7 +139,7 @@ class EmbedConfig(_Part):
     device: str = "auto"
     device_map: Literal["auto", "balanced", "sequential"] | None = None
     batch_tokens: Literal["auto"] | Annotated[int, Field(ge=16)] = "auto"
-    store: str = "auto"
+    store: Address = "auto"
 
 
 class FinetuneSettings(_Part):
