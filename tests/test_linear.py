@@ -88,8 +88,10 @@ def test_fit_multinomial_absent_class_keeps_its_column() -> None:
     assert probabilities.shape == (240, 3) and probabilities[:, 2].max() < 0.01
 
 
-def test_open_ridge_path_reaches_scikit_learns_optimum() -> None:
-    X, labels = make_rows()
+@pytest.mark.parametrize("n", [240, 40], ids=["long", "fewer-rows-than-columns"])
+def test_open_ridge_path_reaches_scikit_learns_optimum(n: int) -> None:
+    X, labels = make_rows(n=n)
+    assert (n < X.shape[1]) == (n == 40)
     y = np.unique(labels, return_inverse=True)[1]
     weight = np.where(y == 0, 3.0, 1.0)
     matrix = split_blocks(X, WIDTHS)
@@ -107,13 +109,13 @@ def test_open_ridge_path_reaches_scikit_learns_optimum() -> None:
 def test_open_ridge_path_wide_matrix_gives_the_same_through_landmarks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    X, labels = make_rows(n=60)
+    X, labels = make_rows(n=100)
     y = np.unique(labels, return_inverse=True)[1]
     matrix = split_blocks(X, WIDTHS)
     scaled = fit_scale(matrix).apply(matrix)
 
     def solve() -> np.ndarray:
-        found = open_ridge_path(3, random_state=0)(scaled, y, np.ones(60))(1.0)
+        found = open_ridge_path(3, random_state=0)(scaled, y, np.ones(100))(1.0)
         return np.asarray(scaled.multiply(found.weights) + found.intercept)
 
     direct = solve()

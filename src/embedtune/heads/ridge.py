@@ -11,9 +11,9 @@ from embedtune.heads.blocks import BlockMatrix, Floats, Ints
 from embedtune.heads.crossfit import OpenPath
 from embedtune.heads.multinomial import Linear
 
-#: Up to this many columns the normal equations are solved as they are.
+#: Up to this many columns the normal equations are solved as they are, unless rows are fewer.
 MAX_COLUMNS = 3072
-#: Wider matrices are read through their inner products with at most this many training rows.
+#: Wider matrices than this, or than they are long, are read through their inner products with at most this many rows.
 MAX_LANDMARKS = 2048
 
 
@@ -49,15 +49,15 @@ def open_ridge_path(n_classes: int, *, random_state: int) -> OpenPath:
 def _reduce_columns(matrix: BlockMatrix, *, random_state: int) -> tuple[Floats, Callable[[Floats], Floats]]:
     """Return dense features (n, m) float32, and what turns weights on them into weights on the columns.
 
-    With more than `MAX_COLUMNS` columns, the features are the rows' coordinates in the span of landmark
-    rows: with all rows as landmarks that is exact (the kernel trick), with a sample it is the Nyström
-    approximation.
+    With more than `MAX_COLUMNS` columns, or than rows, the features are the rows' coordinates in the span of
+    landmark rows: with all rows as landmarks that is exact (the kernel trick), with a sample, which only the first
+    brings, it is the Nyström approximation.
 
     References
     ----------
     Williams and Seeger, "Using the Nyström method to speed up kernel machines", NIPS 2000.
     """
-    if matrix.n_columns <= MAX_COLUMNS:
+    if matrix.n_columns <= MAX_COLUMNS and len(matrix) >= min(matrix.n_columns, MAX_LANDMARKS):
         if matrix.sparse is None:
             return matrix.dense.copy(), lambda weights: weights
         return np.hstack([matrix.dense, matrix.sparse.toarray()]), lambda weights: weights
