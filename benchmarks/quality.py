@@ -269,6 +269,12 @@ def draw(rows: list[dict[str, Any]]) -> str:
         title = "All labels" if n is None else f"{n} labels per class"
         shown = {method: [_say_scores(cells[method, name]) for name in data] for method in methods}
         lines += _draw_table(f"{title}: macro-F1, %, mean and standard deviation over seeds", data, shown)
+        if n is None:
+            losses = {
+                method: [_say_mean([row["log_loss"] for row in cells[method, name]]) for name in data]
+                for method in methods
+            }
+            lines += _draw_table(f"{title}: log loss, nats, mean over seeds", data, losses)
         seconds = {method: [_say_seconds(cells[method, name]) for name in data] for method in methods}
         lines += _draw_table(f"{title}: seconds to train and to label the test rows", data, seconds)
         if n is not None:
@@ -317,7 +323,7 @@ def _say_scores(rows: list[dict[str, Any]]) -> str:
 
 def _say_seconds(rows: list[dict[str, Any]], key: str = "seconds") -> str:
     # not where an earlier call had a part
-    measured = [row[key] for row in rows if row[key] is not None]
+    measured = [row[key] for row in rows if row.get(key) is not None]
     return f"{np.median(measured):.0f}" if measured else "–"
 
 

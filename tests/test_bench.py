@@ -112,6 +112,7 @@ def test_table_tells_missed_from_unmeasured(draw: SimpleNamespace) -> None:
     assert "| not measured |" in draw.draw_row({**row._asdict(), "reached": row.reached})
 
 
+@pytest.mark.slow
 def test_heads_suite_compares_each_cell(tmp_path: Path) -> None:
     path = tmp_path / "heads.json"
     peers = Path(__file__).parent.parent / "benchmarks" / "peers"
@@ -126,6 +127,7 @@ def test_heads_suite_compares_each_cell(tmp_path: Path) -> None:
     assert max(differences) < 1e-3
 
 
+@pytest.mark.slow
 def test_run_suite_runs_every_arm_on_a_small_part(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     result = CliRunner().invoke(app, ["bench", "run", "--smoke", "-o", str(path)])
@@ -136,6 +138,7 @@ def test_run_suite_runs_every_arm_on_a_small_part(tmp_path: Path) -> None:
     assert {"majority", "floor", "frozen", "frozen+", "tuned", "end-to-end"} <= set(facts["macro_f1"])
 
 
+@pytest.mark.slow
 def test_finetune_suite_runs_and_compares(tmp_path: Path) -> None:
     path = tmp_path / "finetune.json"
     options = ["--smoke", "--peers", str(ROOT / "benchmarks" / "peers"), "-o", str(path)]
@@ -172,6 +175,7 @@ def test_gpu_suite_without_a_device_says_so() -> None:
     assert "bench gpu needs a CUDA device" in result.output
 
 
+@pytest.mark.slow
 def test_cpu_suite_compares_with_float32(tmp_path: Path) -> None:
     path = tmp_path / "cpu.json"
     result = CliRunner().invoke(app, ["bench", "cpu", "--smoke", "--only", "contest", "-o", str(path)])
@@ -199,6 +203,7 @@ def test_work_of_a_reading_is_that_of_its_matrices() -> None:
     assert count_extraction([3], llama) == 2 * 3 * (2 * 64 + 2 * 8 * 4 + 3 * 8 * 16) + 4 * 8 * 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suite", ["store", "scale"])
 def test_suite_works_on_a_small_part(suite: str, tiny_bert: Path, tmp_path: Path) -> None:
     path = tmp_path / f"{suite}.json"

@@ -98,6 +98,7 @@ def recipe(tmp_path: Path, tiny_llama: Path, tiny_bert: Path, tiny_roberta: Path
     ]
 
 
+@pytest.mark.slow
 def test_capstone_runs_both_tasks_whole(
     tmp_path: Path,
     recipe: list[str],

@@ -112,6 +112,7 @@ def test_min_steps_makes_epochs_of_few_rows_more(tiny_bert: Path, tmp_path: Path
     assert many.best_epoch == 1
 
 
+@pytest.mark.slow
 def test_run_by_contrast_has_all_tuned_arms(tiny_bert: Path, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "moves.csv")
     recipe = write_recipe(tmp_path / "tiny.yaml", model=tiny_bert, data=rows, store=tmp_path / "store")

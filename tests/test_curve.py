@@ -17,6 +17,7 @@ def call(*words: Any) -> Any:
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
+@pytest.mark.slow
 def test_curve_has_both_arms_at_every_count_the_rows_allow(tiny_bert: Path, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "moves.csv")
     recipe = write_recipe(tmp_path / "tiny.yaml", model=tiny_bert, data=rows, store=tmp_path / "store")

@@ -31,6 +31,7 @@ def test_processes_do_all_the_work_each_with_its_own_worker(tmp_path: Path) -> N
     assert len({process for _, process in done} - {os.getpid()}) == len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_what_a_process_raises_arrives_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"row 2 has no text"):
         list(ProcessEngine(2).map(engine_cases.make_refuser, [5], engine_cases.count))
@@ -46,6 +47,7 @@ def test_killed_process_is_told_in_one_line() -> None:
     assert "\n" not in str(told.value)
 
 
+@pytest.mark.slow
 def test_group_of_processes_knows_itself(tmp_path: Path) -> None:
     found = list(ProcessEngine(2, n_together=2).launch(engine_cases.describe_group, [7, 8], folder=tmp_path))
     assert found == [(0, (7, 0, 2)), (1, (8, 0, 2))]
@@ -99,6 +101,7 @@ def list_arguments(model: Path, folder: Path, **changes: Any) -> dict[str, Any]:
     return {**arguments, **changes}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [

@@ -62,6 +62,7 @@ KILLS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "kill", "steps"), KILLS)
 def test_fine_tune_killed_and_repeated_ends_with_equal_weights(
     method: str, kill: dict[str, Any], steps: int, tiny_bert: Path, tmp_path: Path, finish: Any
@@ -185,6 +186,7 @@ def test_has_stalled_counts_evaluations_since_the_best() -> None:
     assert not checkpoints.has_stalled([], patience=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.pt", "trainer_state.json", "ready.json"])
 def test_fine_tune_with_a_changed_checkpoint_begins_anew(
     name: str, tiny_bert: Path, tmp_path: Path, finish: Any, caplog: pytest.LogCaptureFixture

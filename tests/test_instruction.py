@@ -330,6 +330,7 @@ KILLS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "quantization", "kill", "steps"), KILLS)
 def test_tuning_killed_and_repeated_ends_with_equal_weights(
     method: str, quantization: str, kill: dict[str, Any], steps: int, llama: Path, tmp_path: Path, finish: Any

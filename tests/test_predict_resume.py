@@ -127,6 +127,7 @@ def test_known_answers_leave_the_memory_of_an_undisturbed_call(bundle: Path) -> 
     assert list(first._kept) == list(second._kept)
 
 
+@pytest.mark.slow
 def test_killed_process_leaves_parts_that_the_next_one_takes(bundle: Path, tmp_path: Path) -> None:
     source, whole, killed = tmp_path / "in.csv", tmp_path / "whole.csv", tmp_path / "killed.csv"
     draw = random.Random(1)
@@ -270,6 +271,7 @@ def test_output_that_can_not_be_written_is_one_line(bundle: Path, source: Path, 
     assert found.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extension", ["csv", "parquet"])
 def test_memory_stays_flat_over_200_000_rows(bundle: Path, tmp_path: Path, extension: str) -> None:
     paths = []

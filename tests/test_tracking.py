@@ -118,6 +118,7 @@ def tracked(recipe: Path, place: Path, uri: str) -> Path:
     return place / "run"
 
 
+@pytest.mark.slow
 def test_mlflow_has_one_run_with_the_fine_tunings_nested_in_it(
     tracked: Path, uri: str, trainings: list[str]
 ) -> None:

@@ -46,6 +46,7 @@ def list_outputs(notebook: nbformat.NotebookNode) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_outputs_are_what_running_gives(tmp_path: Path) -> None:
     stored, given = list_outputs(nbformat.read(TUTORIAL, as_version=4)), list_outputs(run_notebook(tmp_path))
     assert [NUMBER.sub("N", text) for text in given] == [NUMBER.sub("N", text) for text in stored]

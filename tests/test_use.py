@@ -169,6 +169,7 @@ def place(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield Place(tiny_bert, hub, server)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", read_steps(DOCUMENT), ids=lambda step: step.text.splitlines()[0])
 def test_step_works_as_it_stands(step: Step, place: Place) -> None:
     step.way(place, step.text)
