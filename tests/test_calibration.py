@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,51 @@ def test_temperature_is_the_one_that_probabilities_were_sharpened_by(temperature
     np.testing.assert_allclose(calibrator.transform(probabilities), right, atol=0.02)
 
 
+def stretch(probabilities: np.ndarray, temperature_of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Multiply each row's log-probabilities by what is given for the margin between its two highest."""
+    logs = np.log(probabilities)
+    second, first = np.sort(logs, axis=1)[:, -2:].T
+    return softmax(logs * temperature_of(first - second)[:, None], axis=1)
+
+
+def test_adaptive_undoes_what_depends_on_the_margin() -> None:
+    right, y = draw(20_000)
+    # probabilities that are too near 0 and 1 where labels lie close, and right where they lie far apart
+    given = stretch(right, lambda margin: 1 + 1.5 / (1 + margin))
+    calibrator = Calibrator("adaptive").fit(given, y)
+    assert calibrator.coefficients_.shape == (4,) and calibrator.temperature_ is None
+    found = calibrator.transform(given)
+    np.testing.assert_allclose(found, right, atol=0.05)
+    one = Calibrator("temperature").fit(given, y).transform(given)
+    assert np.abs(found - right).mean() < np.abs(one - right).mean() / 3
+    np.testing.assert_array_equal(found.argmax(axis=1), given.argmax(axis=1))
+
+
+def test_adaptive_without_reason_is_one_temperature() -> None:
+    sharp, y = draw(20_000, temperature=2.0)
+    mapped = Calibrator("adaptive").fit(sharp, y).transform(sharp)
+    np.testing.assert_allclose(mapped, Calibrator("temperature").fit(sharp, y).transform(sharp), atol=0.02)
+
+
+def test_adaptive_leaves_a_surer_row_the_surer_one() -> None:
+    """Where labels of high margins are random, the best bend would turn the order of rows round."""
+    right, y = draw(4000, n_labels=2)
+    margins = np.abs(np.diff(np.log(right), axis=1))[:, 0]
+    y = np.where(margins > 2, np.random.default_rng(0).integers(0, 2, len(y)), y)
+    calibrator = Calibrator("adaptive").fit(right, y)
+    found = calibrator.transform(right[np.argsort(margins)])
+    assert (np.diff(found.max(axis=1)) >= -1e-12).all()
+
+
+def test_adaptive_stays_beyond_the_margins_it_has_seen() -> None:
+    right, y = draw(4000, n_labels=2)
+    calibrator = Calibrator("adaptive").fit(stretch(right, lambda margin: 1 + 1.5 / (1 + margin)), y)
+    beyond = np.exp(-np.array([[20.0, 0.0], [26.0, 0.0]]))
+    logs = np.log(calibrator.transform(beyond / beyond.sum(axis=1, keepdims=True)))
+    ratios = (logs[:, 1] - logs[:, 0]) / [20.0, 26.0]
+    assert ratios[0] == pytest.approx(ratios[1], rel=1e-6)
+
+
 def test_isotonic_maps_two_labels_as_scikit_learn_does() -> None:
     probabilities, y = draw(2000, n_labels=2, temperature=2.0)
     found = Calibrator("isotonic").fit(probabilities, y).transform(probabilities)
@@ -55,6 +101,8 @@ def test_auto_takes_what_the_probabilities_need() -> None:
     assert Calibrator().fit(right, y).method_ == "none"
     sharp, _ = draw(6000, temperature=2.5)
     assert Calibrator().fit(sharp, y).method_ == "temperature"
+    close = stretch(right, lambda margin: 1 + 1.5 / (1 + margin))
+    assert Calibrator().fit(close, y).method_ == "adaptive"
     # stretched in the middle, which no single temperature undoes
     bent = right**0.3 * (right > 0.5) + right**3 * (right <= 0.5) + 1e-3
     bent /= bent.sum(axis=1, keepdims=True)
@@ -81,7 +129,7 @@ def test_unknown_method_is_refused() -> None:
 
 
 @pytest.mark.parametrize("coverage", [0.8, 0.9])
-@pytest.mark.parametrize("method", ["none", "temperature", "isotonic"])
+@pytest.mark.parametrize("method", ["none", "temperature", "adaptive", "isotonic"])
 def test_sets_hold_the_true_label_as_often_as_promised(method: str, coverage: float) -> None:
     covered = []
     for seed in range(60):

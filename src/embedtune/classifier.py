@@ -58,7 +58,7 @@ class EmbedClassifier(ClassifierMixin, _BaseComposition):  # type: ignore[misc]
     normalize : bool
         Scale each text's vector, layer by layer, to norm one before a linear head or stack reads it. Other heads get
         the vectors as they are.
-    calibration : {"auto", "temperature", "isotonic", "none"}
+    calibration : {"auto", "temperature", "adaptive", "isotonic", "none"}
         How a named head's probabilities are calibrated on out-of-fold training rows; see `Calibrator`. With ``"none"``
         there are no prediction sets either. A head of your own is left as it is.
     decision : {"likeliest", "macro_f1"}

@@ -237,7 +237,7 @@ class FitConfig(_Part):
     head: Literal["auto", "logistic", "ridge", "stack", "cooccurrence"] = "auto"
     class_weight: Literal["balanced"] | None = None
     normalize: bool = True
-    calibration: Literal["auto", "temperature", "isotonic", "none"] = "auto"
+    calibration: Literal["auto", "temperature", "adaptive", "isotonic", "none"] = "auto"
     decision: Literal["likeliest", "macro_f1"] = "likeliest"
     coverage: Fraction = 0.9
     cooccurrence: CooccurrenceConfig = CooccurrenceConfig()

@@ -98,7 +98,7 @@ def _describe_scores(notes: Mapping[str, Any], results: Mapping[str, Any]) -> It
     yield ""
     calibration = arm.get("calibration")
     yield (
-        f"Probabilities: calibrated by {calibration['method']} on training rows it hadn't seen."
+        f"Probabilities: calibrated ({calibration['method']}) on training rows it hadn't seen."
         if calibration and calibration.get("method") != "none"
         else "Probabilities: as the model gives them."
     )

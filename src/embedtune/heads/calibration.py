@@ -6,7 +6,7 @@ from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
 from sklearn.base import BaseEstimator
 from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import f1_score
@@ -16,15 +16,18 @@ from embedtune.errors import ConfigError, suggest_nearest
 from embedtune.heads.blocks import Floats, Ints
 from embedtune.heads.crossfit import assign_folds
 
-Method: TypeAlias = Literal["auto", "temperature", "isotonic", "none"]
-METHODS = ("auto", "temperature", "isotonic", "none")
+Method: TypeAlias = Literal["auto", "temperature", "adaptive", "isotonic", "none"]
+METHODS = ("auto", "temperature", "adaptive", "isotonic", "none")
+Mapping: TypeAlias = float | NDArray[np.float64] | list[IsotonicRegression] | None
 
 #: Log losses that differ by less, in nats, don't decide.
 NEAR = 5e-4
 #: Temperatures are sought between the exponentials of these.
 _LOG_TEMPERATURES = (-3.0, 3.0)
 #: Fewer rows than this don't draw a curve.
-MIN_ISOTONIC = 200
+MIN_CURVE_ROWS = 200
+#: Inverse variance of the prior of an adaptive temperature's slope and bend.
+_PRECISION = 4.0
 _TINY = 1e-12
 
 
@@ -33,11 +36,13 @@ class Calibrator(BaseEstimator):  # type: ignore[misc]
 
     Parameters
     ----------
-    method : {"auto", "temperature", "isotonic", "none"}
-        Temperature scaling divides the log-probabilities by one number. Isotonic regression maps each label's
-        probability by an increasing step function, then scales them to sum to 1. ``"auto"`` takes the simplest of the
-        three whose cross-validated log loss is within `NEAR` of the lowest; isotonic regression, which may change the
-        likeliest label, only from `MIN_ISOTONIC` rows and if out-of-fold macro-F1 doesn't fall by it.
+    method : {"auto", "temperature", "adaptive", "isotonic", "none"}
+        Temperature scaling divides the log-probabilities by one number. An adaptive temperature is a row's own: its
+        logarithm is quadratic in u, the logarithm of 1 + how far the row's two highest log-probabilities lie apart.
+        Isotonic regression maps each label's probability by an increasing step function, then scales them to sum to 1.
+        ``"auto"`` takes the simplest, in this order after none, whose cross-validated log loss is within `NEAR` of the
+        lowest; the last two only from `MIN_CURVE_ROWS` rows, and isotonic regression, which may change the likeliest
+        label, only if out-of-fold macro-F1 doesn't fall by it.
     cv : int
         Folds of that choice.
     random_state : int
@@ -48,6 +53,9 @@ class Calibrator(BaseEstimator):  # type: ignore[misc]
     method_ : str
         The method taken.
     temperature_ : float or None
+    coefficients_ : ndarray of float64, shape (4,), or None
+        Of an adaptive temperature's logarithm: at u = 0, and by u and u²; then the highest u fitted to, beyond which it
+        stays as it is there.
     curves_ : list of IsotonicRegression or None
         One per label.
     log_losses_ : dict of str to float
@@ -57,9 +65,10 @@ class Calibrator(BaseEstimator):  # type: ignore[misc]
 
     References
     ----------
-    Guo et al. 2017, "On Calibration of Modern Neural Networks"; Zadrozny and Elkan 2002, "Transforming Classifier
-    Scores into Accurate Multiclass Probability Estimates"; Sadinle, Lei and Wasserman 2019, "Least Ambiguous
-    Set-Valued Classifiers with Bounded Error Levels" (the sets).
+    Guo et al. 2017, "On Calibration of Modern Neural Networks"; Tomani, Cremers and Buettner 2022, "Parameterized
+    Temperature Scaling for Boosting the Expressive Power in Post-Hoc Uncertainty Calibration"; Zadrozny and Elkan 2002,
+    "Transforming Classifier Scores into Accurate Multiclass Probability Estimates"; Sadinle, Lei and Wasserman 2019,
+    "Least Ambiguous Set-Valued Classifiers with Bounded Error Levels" (the sets).
     """
 
     def __init__(self, method: Method = "auto", *, cv: int = 5, random_state: int = 0) -> None:
@@ -89,9 +98,10 @@ class Calibrator(BaseEstimator):  # type: ignore[misc]
             )
         y = np.asarray(y)
         folds = assign_folds(y, groups=groups, n_folds=self.cv, random_state=self.random_state)
-        methods = ["none", "temperature", "isotonic"] if self.method == "auto" else [self.method]
-        if self.method == "auto" and len(y) < MIN_ISOTONIC:
-            methods.remove("isotonic")
+        methods: list[str] = [self.method]
+        if self.method == "auto":
+            curves = ["adaptive", "isotonic"] if len(y) >= MIN_CURVE_ROWS else []
+            methods = ["none", "temperature", *curves]
         found: dict[str, NDArray[np.float64]] = {}
         for method in methods:
             mapped = np.array(probabilities, dtype=np.float64)
@@ -109,6 +119,7 @@ class Calibrator(BaseEstimator):  # type: ignore[misc]
         self.method_ = next(method for method in methods if self.log_losses_[method] <= enough)
         mapping = _fit(self.method_, probabilities, y)
         self.temperature_ = mapping if isinstance(mapping, float) else None
+        self.coefficients_ = mapping if isinstance(mapping, np.ndarray) else None
         self.curves_ = mapping if isinstance(mapping, list) else None
         self.conformity_ = np.sort(found[self.method_][np.arange(len(y)), y])
         return found[self.method_]
@@ -116,7 +127,8 @@ class Calibrator(BaseEstimator):  # type: ignore[misc]
     def transform(self, probabilities: Floats) -> NDArray[np.float64]:
         """Return calibrated probabilities, (n, K)."""
         check_is_fitted(self, "method_")
-        return _apply(self.curves_ or self.temperature_, probabilities)
+        mapping = self.curves_ if self.coefficients_ is None else self.coefficients_
+        return _apply(self.temperature_ if mapping is None else mapping, probabilities)
 
     def find_threshold(self, coverage: float) -> float:
         """Return the least calibrated probability at which a label belongs to a set.
@@ -146,16 +158,13 @@ def find_sets(probabilities: Floats, threshold: float) -> NDArray[np.bool_]:
     return chosen
 
 
-def _fit(method: str, probabilities: Floats, y: Ints) -> float | list[IsotonicRegression] | None:
+def _fit(method: str, probabilities: Floats, y: Ints) -> Mapping:
     if method == "none":
         return None
     if method == "temperature":
-        logs = np.log(np.maximum(probabilities, _TINY))
-
-        def measure(log_temperature: float) -> float:
-            return _measure(_sharpen(logs, np.exp(log_temperature)), y)
-
-        return float(np.exp(minimize_scalar(measure, bounds=_LOG_TEMPERATURES, method="bounded").x))
+        return _fit_temperature(probabilities, y)
+    if method == "adaptive":
+        return _fit_adaptive(probabilities, y)
     rest = 1 / (len(y) + 2)  # no label is ever ruled out, nor certain
     return [
         IsotonicRegression(y_min=rest, y_max=1 - rest, out_of_bounds="clip").fit(
@@ -165,18 +174,61 @@ def _fit(method: str, probabilities: Floats, y: Ints) -> float | list[IsotonicRe
     ]
 
 
-def _apply(mapping: float | list[IsotonicRegression] | None, probabilities: Floats) -> NDArray[np.float64]:
+def _fit_temperature(probabilities: Floats, y: Ints) -> float:
+    logs = np.log(np.maximum(probabilities, _TINY))
+
+    def measure(log_temperature: float) -> float:
+        return _measure(_sharpen(logs, np.exp(log_temperature)), y)
+
+    return float(np.exp(minimize_scalar(measure, bounds=_LOG_TEMPERATURES, method="bounded").x))
+
+
+def _fit_adaptive(probabilities: Floats, y: Ints) -> NDArray[np.float64]:
+    """Return the coefficients of lowest log loss; one temperature where a surer row would not stay the surer one."""
+    logs = np.log(np.maximum(probabilities, _TINY))
+    logs -= logs.max(axis=1, keepdims=True)
+    rows = np.arange(len(y))
+    u = _measure_margins(logs)
+    powers = np.vander(u, 3, increasing=True)
+
+    def evaluate(at: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        temperature = np.exp(powers @ at)[:, None]
+        sharpened = _sharpen(logs, temperature)
+        slope = (logs[rows, y] - (sharpened * logs).sum(axis=1)) / temperature[:, 0]
+        value = -np.log(np.maximum(sharpened[rows, y], _TINY)).sum() + _PRECISION / 2 * at[1:] @ at[1:]
+        return value, slope @ powers + _PRECISION * np.array([0.0, *at[1:]])
+
+    found = minimize(evaluate, np.zeros(3), jac=True, method="L-BFGS-B", bounds=[_LOG_TEMPERATURES] * 3).x
+    steps = np.linspace(0, u.max(initial=0.0), 200)
+    margins = np.expm1(steps) / np.exp(np.vander(steps, 3, increasing=True) @ found)
+    if np.any(np.diff(margins) < 0):
+        found = np.array([np.log(_fit_temperature(probabilities, y)), 0.0, 0.0])
+    return np.append(found, steps[-1])
+
+
+def _measure_margins(logs: Floats) -> NDArray[np.float64]:
+    """Return the logarithm of 1 + how far each row's two highest log-probabilities lie apart, (n,)."""
+    second, first = np.partition(logs, -2, axis=1)[:, -2:].T
+    margins: NDArray[np.float64] = np.log1p(first - second)
+    return margins
+
+
+def _apply(mapping: Mapping, probabilities: Floats) -> NDArray[np.float64]:
     given = np.asarray(probabilities, dtype=np.float64)
     if mapping is None or not len(given):
         return given
-    if isinstance(mapping, float):
-        return _sharpen(np.log(np.maximum(given, _TINY)), mapping)
+    if not isinstance(mapping, list):
+        logs = np.log(np.maximum(given, _TINY))
+        if isinstance(mapping, float):
+            return _sharpen(logs, mapping)
+        u = np.minimum(_measure_margins(logs), mapping[3])
+        return _sharpen(logs, np.exp(np.vander(u, 3, increasing=True) @ mapping[:3])[:, None])
     mapped = np.column_stack([curve.predict(given[:, k]) for k, curve in enumerate(mapping)])
     scaled: NDArray[np.float64] = mapped / mapped.sum(axis=1, keepdims=True)
     return scaled
 
 
-def _sharpen(logs: Floats, temperature: float) -> NDArray[np.float64]:
+def _sharpen(logs: Floats, temperature: float | Floats) -> NDArray[np.float64]:
     scaled = logs / temperature
     powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     sharpened: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
