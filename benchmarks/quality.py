@@ -265,7 +265,7 @@ def draw(rows: list[dict[str, Any]]) -> str:
                 if row.get("is_chosen"):
                     cells[CHOSEN, row["data"]].append(row)
         data = [name for name in DATA if any(name == key[1] for key in cells)]
-        methods = list(dict.fromkeys(method for method, _ in cells))
+        methods = sorted(dict.fromkeys(method for method, _ in cells), key=lambda method: method == CHOSEN)
         title = "All labels" if n is None else f"{n} labels per class"
         shown = {method: [_say_scores(cells[method, name]) for name in data] for method in methods}
         lines += _draw_table(f"{title}: macro-F1, %, mean and standard deviation over seeds", data, shown)

@@ -284,3 +284,39 @@ def test_format_value_reads_well():
 def test_cut_text_is_never_longer_than_asked():
     assert cut_text("abc", 3) == "abc"
     assert cut_text("ab cd", 4) == "ab…"
+
+
+@pytest.mark.parametrize(
+    ("calibration", "said"),
+    [
+        (None, "probabilities are as the model gives them."),
+        ({"method": "none", "temperature": None}, "needed no calibration."),
+        ({"method": "temperature", "temperature": 1.5}, "by temperature scaling (1.50)."),
+        (
+            {"method": "adaptive", "temperature": None},
+            "by a temperature of each row’s own, by how far its two likeliest labels lie apart.",
+        ),
+        ({"method": "isotonic", "temperature": None}, "by isotonic regression."),
+    ],
+)
+def test_calibration_is_told_in_words(tmp_path, calibration, said):
+    run = write_run(tmp_path / "run")
+
+    def calibrate(results):
+        results["arms"][results["best"]] |= {
+            "calibration": calibration,
+            "reliability": [
+                {"confidence": 0.6, "accuracy": 0.5, "n": 9},
+                {"confidence": 0.9, "accuracy": 0.8, "n": 9},
+            ],
+            "risk_coverage": {"coverage": [0.5, 1.0], "error": [0.1, 0.2]},
+            "sets": None,
+            "abstention": {
+                "cost": 0.25, "threshold": 0.75, "abstained": 0.1, "error": 0.1, "mean_cost": 0.1,
+                "mean_cost_deciding_all": 0.2,
+            },
+        }  # fmt: skip
+
+    edit_results(run, calibrate)
+    text = Elements(build_report([run], tmp_path / "report.html").read_text(encoding="utf-8")).text
+    assert said in re.sub(r"\s+", " ", text)
