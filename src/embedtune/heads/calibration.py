@@ -18,7 +18,7 @@ from embedtune.heads.crossfit import assign_folds
 
 Method: TypeAlias = Literal["auto", "temperature", "adaptive", "isotonic", "none"]
 METHODS = ("auto", "temperature", "adaptive", "isotonic", "none")
-Mapping: TypeAlias = float | NDArray[np.float64] | list[IsotonicRegression] | None
+Correction: TypeAlias = float | NDArray[np.float64] | list[IsotonicRegression] | None
 
 #: Log losses that differ by less, in nats, don't decide.
 NEAR = 5e-4
@@ -158,7 +158,7 @@ def find_sets(probabilities: Floats, threshold: float) -> NDArray[np.bool_]:
     return chosen
 
 
-def _fit(method: str, probabilities: Floats, y: Ints) -> Mapping:
+def _fit(method: str, probabilities: Floats, y: Ints) -> Correction:
     if method == "none":
         return None
     if method == "temperature":
@@ -213,7 +213,7 @@ def _measure_margins(logs: Floats) -> NDArray[np.float64]:
     return margins
 
 
-def _apply(mapping: Mapping, probabilities: Floats) -> NDArray[np.float64]:
+def _apply(mapping: Correction, probabilities: Floats) -> NDArray[np.float64]:
     given = np.asarray(probabilities, dtype=np.float64)
     if mapping is None or not len(given):
         return given
