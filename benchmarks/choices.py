@@ -18,7 +18,6 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from embedtune import EmbedClassifier, LexicalEncoder, StaticEncoder, TransformerEncoder, load_dataset
 from embedtune.data.prepare import prepare_splits
-from embedtune.embed.store import EmbeddingStore
 from embedtune.heads import auto
 from embedtune.heads.crossfit import subsample_rows
 from embedtune.heads.decision import choose_weights, decide
@@ -140,7 +139,7 @@ def fit(
 
 
 def read(pooling: str) -> TransformerEncoder:
-    return TransformerEncoder(MODEL, layers="last5", pooling=pooling, store=EmbeddingStore(None))
+    return TransformerEncoder(MODEL, layers="last5", pooling=pooling)
 
 
 def measure(probabilities: NDArray[np.float64], y: NDArray[np.int64]) -> float:

@@ -18,7 +18,6 @@ from sklearn.metrics import f1_score
 
 from embedtune import EmbedClassifier, TransformerEncoder, load_dataset
 from embedtune.data.prepare import prepare_splits
-from embedtune.embed.store import EmbeddingStore
 from embedtune.finetune.train import fine_tune
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -64,7 +63,7 @@ def try_way(splits: Any, pool: Any, n: int, way: dict[str, Any] | None, seed: in
     asked = [splits.texts[row] for row in unseen]
     with tempfile.TemporaryDirectory() as folder:
         if way is None:
-            encoder = TransformerEncoder(MODEL, store=EmbeddingStore(None))
+            encoder = TransformerEncoder(MODEL)
             classifier = EmbedClassifier([encoder], "logistic").fit(texts, labels)
         else:
             tuned = fine_tune(
@@ -77,7 +76,7 @@ def try_way(splits: Any, pool: Any, n: int, way: dict[str, Any] | None, seed: in
                 seed=seed,
                 **{"method": "upper", **way},
             )
-            encoder = TransformerEncoder(MODEL, layers=(-1,), adapter=folder, store=EmbeddingStore(None))
+            encoder = TransformerEncoder(MODEL, layers=(-1,), adapter=folder)
             classifier = EmbedClassifier.from_finetuned(
                 encoder, weight=tuned.head_weight, bias=tuned.head_bias, labels=tuned.label_names
             )

@@ -18,7 +18,6 @@ from threadpoolctl import threadpool_limits
 
 from embedtune import TransformerEncoder, load_dataset
 from embedtune.data.prepare import prepare_splits
-from embedtune.embed.store import EmbeddingStore
 from embedtune.heads.crossfit import assign_folds, subsample_rows
 from embedtune.heads.layerscan import choose_reading, scan_layers
 from embedtune.heads.table import make_head
@@ -63,7 +62,7 @@ def main() -> None:
         load_dataset(given.data, task=given.task), max_rows=given.max_rows, seed=given.seed
     )
     y, groups = np.unique(splits.labels, return_inverse=True)[1], np.asarray(splits.groups)
-    encoder = TransformerEncoder("all-MiniLM-L6-v2", layers="all", store=EmbeddingStore(None))
+    encoder = TransformerEncoder("all-MiniLM-L6-v2", layers="all")
     X = encoder.transform(splits.texts).reshape(len(y), 7, -1)
     train = splits.rows("train")
     pilot = train[subsample_rows(y[train], groups=groups[train], n_rows=2000, random_state=given.seed)]

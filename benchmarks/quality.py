@@ -29,11 +29,10 @@ from numpy.typing import NDArray
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 
-from embedtune import EmbedClassifier, LexicalEncoder, StaticEncoder, TransformerEncoder
+from embedtune import EmbedClassifier, StaticEncoder, TransformerEncoder
 from embedtune.bench.contest import Contestant, hold
 from embedtune.data.splits import Splits, read_splits
 from embedtune.embed.checkpoints import resolve_model
-from embedtune.embed.store import EmbeddingStore
 from embedtune.evaluate.metrics import compute_metrics
 from embedtune.finetune.train import fine_tune
 from embedtune.predictions import read_predictions
@@ -61,14 +60,7 @@ SETTINGS = [
 PEERS = ("embedding + logistic", "TF-IDF + logistic", "static + MLP", "Trainer", "SetFit")
 #: Methods that run in this process; the last is what model2vec trains, on WordLlama's table.
 OURS = {
-    "embedtune, frozen": lambda seed: EmbedClassifier(
-        [
-            TransformerEncoder(MODEL, layers="last5", store=EmbeddingStore(None)),
-            StaticEncoder(),
-            LexicalEncoder(),
-        ],
-        random_state=seed,
-    ),
+    "embedtune, frozen": lambda seed: EmbedClassifier(random_state=seed),
     "embedtune, contrastive": lambda seed: Contrastive(seed),
     "static + MLP": lambda seed: make_pipeline(
         StaticEncoder(), MLPClassifier((512,), early_stopping=True, max_iter=200, random_state=seed)
@@ -100,9 +92,7 @@ class Contrastive:
             epochs=10,
             seed=self.seed,
         )
-        encoder = TransformerEncoder(
-            MODEL, layers=(-1,), adapter=self._folder.name, store=EmbeddingStore(None)
-        )
+        encoder = TransformerEncoder(MODEL, layers=(-1,), adapter=self._folder.name)
         self.classifier = EmbedClassifier.from_finetuned(
             encoder, weight=tuned.head_weight, bias=tuned.head_bias, labels=tuned.label_names
         )

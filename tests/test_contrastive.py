@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 
 from embedtune import EmbedClassifier, TransformerEncoder
 from embedtune.cli import app
-from embedtune.embed.store import EmbeddingStore
 from embedtune.finetune.contrastive import contrast, fit_head
 from embedtune.finetune.train import fine_tune
 from finetune_child import WORDS, make_rows
@@ -96,7 +95,7 @@ def test_rows_of_a_label_come_nearer_and_the_head_tells_them_apart(
         return float(cosines[equal].mean() - cosines[~equal].mean())
 
     _, before = encode()
-    encoder, after = encode(adapter=tmp_path / "tuned", store=EmbeddingStore(None))
+    encoder, after = encode(adapter=tmp_path / "tuned")
     assert measure(after) > measure(before) + 0.1
     assert (found.best_epoch, found.n_validation, found.history) == (30, 0, ())
     classifier = EmbedClassifier.from_finetuned(

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from embedtune import StaticEncoder, TransformerEncoder
-from embedtune.embed.store import EmbeddingStore
 from embedtune.interop import to_sentence_transformer
 from interop_cases import make_task
 
@@ -27,9 +26,7 @@ TEXTS = [
 def test_encode_gives_the_encoders_columns(kind: str, tiny_bert: Path) -> None:
     encoder: Any = StaticEncoder()
     if kind == "transformer":
-        encoder = TransformerEncoder(
-            str(tiny_bert), layers=(-1, 1), max_length=16, store=EmbeddingStore(None)
-        )
+        encoder = TransformerEncoder(str(tiny_bert), layers=(-1, 1), max_length=16)
     model = to_sentence_transformer(encoder)
     expected = encoder.fit_transform(TEXTS)
     np.testing.assert_allclose(model.encode(TEXTS, batch_size=5), expected, atol=1e-5)

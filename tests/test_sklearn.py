@@ -22,7 +22,6 @@ from sklearn.pipeline import make_pipeline
 
 from embedtune import EmbedClassifier, LexicalEncoder, StaticEncoder, TransformerEncoder
 from embedtune.embed.crossfitted import CrossFittedEncoder
-from embedtune.embed.store import EmbeddingStore
 
 SUBJECTS = ("sales", "profit", "orders", "output", "income", "demand")
 TEXTS = [
@@ -37,9 +36,7 @@ LABELS = np.array(["up" if " rose " in text else "down" for text in TEXTS])
 @pytest.fixture(params=["transformer", "cross-fitted", "static", "lexical", "projected"])
 def encoder(request: pytest.FixtureRequest, tiny_bert: Path) -> Any:
     def read() -> TransformerEncoder:
-        return TransformerEncoder(
-            str(tiny_bert), layers=(-1, 1), max_length=16, device="cpu", store=EmbeddingStore(None)
-        )
+        return TransformerEncoder(str(tiny_bert), layers=(-1, 1), max_length=16, device="cpu")
 
     makers: dict[str, Callable[[], Any]] = {
         "transformer": read,
