@@ -14,7 +14,7 @@ MINUTES ?= 15
 run: $(READY)
 	$(BIN)/embedtune run
 
-# More workers than most machines' cores need, since tests of clusters and servers mostly wait.
+# Three workers keep two cores busy: tests of clusters and servers mostly wait.
 test: lint types
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder
 

@@ -44,11 +44,11 @@ def test_temperature_is_the_one_that_probabilities_were_sharpened_by(temperature
     np.testing.assert_allclose(calibrator.transform(probabilities), right, atol=0.02)
 
 
-def stretch(probabilities: np.ndarray, temperature_of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def stretch(probabilities: np.ndarray, factor_of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """Multiply each row's log-probabilities by what is given for the margin between its two highest."""
     logs = np.log(probabilities)
     second, first = np.sort(logs, axis=1)[:, -2:].T
-    return softmax(logs * temperature_of(first - second)[:, None], axis=1)
+    return softmax(logs * factor_of(first - second)[:, None], axis=1)
 
 
 def test_adaptive_undoes_what_depends_on_the_margin() -> None:

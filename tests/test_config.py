@@ -297,6 +297,7 @@ def test_prompt_arm_needs_somebody_to_ask() -> None:
     ("override", "variable"),
     [
         ("tasks.sentiment.source=s3://me:secret@bucket/rows.csv", "AWS_SECRET_ACCESS_KEY"),
+        ("tasks.sentiment.source=s3://me:sec/ret@bucket/rows.csv", "AWS_SECRET_ACCESS_KEY"),
         ("tasks.sentiment.test_source=simplecache::sftp://me:secret@bucket/rows.csv", "FSSPEC_SFTP_PASSWORD"),
         ("embed.store=sftp://:secret@bucket/store", "FSSPEC_SFTP_PASSWORD"),
     ],
@@ -304,13 +305,13 @@ def test_prompt_arm_needs_somebody_to_ask() -> None:
 def test_password_in_an_address_is_refused_and_not_told(override: str, variable: str) -> None:
     scheme = "s3" if "s3:" in override else "sftp"
     assert fail(override) == (
-        f"1 problem in recipe demo: the {scheme}:// address of bucket is given with a password: leave it out, and set "
-        f"it in the environment ({variable})."
+        f"1 problem in recipe demo: an address ({scheme}://…) is given with a password: leave it out, and set it in "
+        f"the environment ({variable})."
     )
 
 
-def test_address_without_password_is_taken() -> None:
-    address = "sftp://me@host/rows@2024:1.csv"
+@pytest.mark.parametrize("address", ["sftp://me@host/rows@2024:1.csv", "sftp://host:22/rows@2024.csv"])
+def test_address_without_password_is_taken(address: str) -> None:
     experiment = build_experiment(
         read_recipe("demo").resolve([f"tasks.sentiment.source={address}"]), where="demo"
     )

@@ -315,9 +315,8 @@ def check_fuzzed(bundle: Path, folder: Path, source: str, output: str) -> Predic
         read = {
             "csv": lambda path: pd.read_csv(path, dtype=str, lineterminator="\n", engine="c"),
             "tsv": lambda path: pd.read_csv(path, dtype=str, sep="\t", lineterminator="\n"),
-            "jsonl": lambda path: pd.DataFrame(
-                read_rows(path), dtype=object
-            ),  # half a surrogate is no string to Arrow
+            # half a surrogate is no string to Arrow
+            "jsonl": lambda path: pd.DataFrame(read_rows(path), dtype=object),
             "parquet": pd.read_parquet,
         }[output]
         frame = read(path)

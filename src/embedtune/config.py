@@ -38,15 +38,16 @@ class _Part(BaseModel):
 def _check_address(address: str) -> str:
     """Return a path or URI, unless it holds a password, which would be written to config.yaml."""
     if found := _PASSWORD.search(address):
-        scheme, host = found.groups()
+        scheme = found[1]
         raise ValueError(
-            f"the {scheme}:// address of {host} is given with a password: leave it out, and set it in the environment "
+            f"an address ({scheme}://…) is given with a password: leave it out, and set it in the environment "
             f"({'AWS_SECRET_ACCESS_KEY' if scheme == 's3' else f'FSSPEC_{scheme.upper()}_PASSWORD'})"
         )
     return address
 
 
-_PASSWORD = re.compile(r"([\w+.-]+)://[^/\s@]*:[^/\s@]+@([^/\s]*)")
+#: A colon and something before an @, but for a port; a secret may hold slashes.
+_PASSWORD = re.compile(r"([\w+.-]+)://[^/\s@]*:(?!\d*/)[^\s@]+@")
 Address = Annotated[str, AfterValidator(_check_address)]
 
 
