@@ -23,6 +23,7 @@ from embedtune.embed import spread
 from embedtune.embed.encoder import TransformerEncoder
 from embedtune.embed.spread import spread_texts
 from embedtune.engine import Engine, open_engine
+from embedtune.engine.ray import _Worker
 from embedtune.errors import ConfigError, DataError, ResourceError, StoreError
 from embedtune.finetune.train import fine_tune
 from embedtune.predict import job as predict_job
@@ -115,6 +116,37 @@ def test_actors_do_all_the_work_on_both_nodes(engine: Engine, tmp_path: Path) ->
 def test_what_an_actor_raises_arrives_as_it_is(engine: Engine) -> None:
     with pytest.raises(DataError, match=r"^row 2 has no text: give it one\.$"):
         list(engine.map(engine_cases.make_refuser, [5], engine_cases.count))
+
+
+def test_actor_that_ends_while_it_starts_is_replaced(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class EndsOnce(_Worker):
+        def __init__(self, packed: bytes, setting: Any) -> None:
+            marker = tmp_path / "ended"
+            if not marker.exists():
+                marker.touch()
+                raise OSError("no room to stand")
+            super().__init__(packed, setting)
+
+    monkeypatch.setattr("embedtune.engine.ray._Worker", EndsOnce)
+    done = list(engine.map(partial(engine_cases.make_adder, 10, tmp_path, 1), [3], engine_cases.count))
+    assert sorted(number for number, _ in done) == [10, 11, 12]
+    assert (tmp_path / "ended").exists()
+
+
+def test_actors_that_never_start_are_told_with_their_reason(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ends(_Worker):
+        def __init__(self, packed: bytes, setting: Any) -> None:
+            raise OSError("no room to stand")
+
+    monkeypatch.setattr("embedtune.engine.ray._Worker", Ends)
+    with pytest.raises(
+        ResourceError, match=r"didn't finish the work \(OSError: no room to stand\): give the same"
+    ):
+        list(engine.map(partial(engine_cases.make_adder, 10, tmp_path, 1), [3], engine_cases.count))
 
 
 def test_node_killed_while_embedding_costs_what_it_had_not_stored(

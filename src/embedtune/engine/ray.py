@@ -28,7 +28,7 @@ S = TypeVar("S")
 T = TypeVar("T")
 R = TypeVar("R")
 
-#: A group that lost a node starts again so often.
+#: A group that lost a node starts again so often, and so do actors that ended before they stood.
 MAX_FAILURES = 8
 
 
@@ -306,7 +306,10 @@ def _explain_failures() -> Iterator[None]:
     try:
         yield
     except (ray.exceptions.RayError, ray.train.TrainingFailedError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        told = str(error).strip().splitlines()
+        # of an actor Ray says last that it never ran, and why in the line before
+        reasons = [line for line in told if not line.startswith("The actor never ran")]
+        reason = (reasons or [type(error).__name__])[-1]
         raise ResourceError(
             f"the Ray cluster didn't finish the work ({reason.rstrip('.')}): give the same command again, it goes on."
         ) from error
@@ -314,14 +317,22 @@ def _explain_failures() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _set_up_ray_data() -> Iterator[None]:
-    """Have each piece of work be a block of its own, and Ray Data print nothing: our own bars count."""
+    """Have each piece of work be a block of its own, and Ray Data print nothing: our own bars count.
+
+    An actor that ends while it starts, as on a node that is busy or dying, is replaced.
+    """
     import ray
 
     context = ray.data.DataContext.get_current()
-    before = context.enable_progress_bars, context.target_max_block_size
+    settings = {
+        "enable_progress_bars": False,
+        "target_max_block_size": 1,
+        "max_consecutive_actor_init_deaths": MAX_FAILURES,
+    }
+    before = {name: getattr(context, name) for name in settings if hasattr(context, name)}
     levels = {name: logging.getLogger(name).level for name in ("ray.data", "ray.train", "ray.tune")}
-    context.enable_progress_bars = False
-    context.target_max_block_size = 1
+    for name in before:  # older releases lack the last
+        setattr(context, name, settings[name])
     for name in levels:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
@@ -330,6 +341,7 @@ def _set_up_ray_data() -> Iterator[None]:
             warnings.filterwarnings("ignore", module=r"ray\.")
             yield
     finally:
-        context.enable_progress_bars, context.target_max_block_size = before
+        for name, value in before.items():
+            setattr(context, name, value)
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
