@@ -89,7 +89,7 @@ class Contrastive:
             method="upper",
             n_upper_layers=3,
             learning_rate=3e-4,
-            epochs=10,
+            epochs=15,
             seed=self.seed,
         )
         encoder = TransformerEncoder(MODEL, layers=(-1,), adapter=self._folder.name)

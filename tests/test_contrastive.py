@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from embedtune import EmbedClassifier, TransformerEncoder
 from embedtune.cli import app
-from embedtune.finetune.contrastive import contrast, fit_head
+from embedtune.errors import ConfigError
+from embedtune.finetune.contrastive import contrast, fit_head, write_label_texts
 from embedtune.finetune.train import fine_tune
 from finetune_child import WORDS, make_rows
 from run_cases import write_recipe, write_rows
@@ -57,6 +58,13 @@ def test_head_gives_no_probability_to_a_label_without_rows() -> None:
     assert (shares[:, 1] / shares.sum(axis=1)).max() < 1e-6
 
 
+def test_names_of_labels_make_texts_where_they_are_words() -> None:
+    texts, codes = write_label_texts(["up", "1", "no news"], ["{label}", "This is {label}."])
+    assert texts == ["up", "This is up.", "no news", "This is no news."]
+    assert codes.tolist() == [0, 0, 2, 2]
+    assert [len(found) for found in write_label_texts(["up", "down"], [])] == [0, 0]
+
+
 def tune(model: Path, folder: Path, n_rows: int, **changes: Any) -> Any:
     texts, labels = make_rows(n_rows)
     settings: dict[str, Any] = {
@@ -65,7 +73,7 @@ def tune(model: Path, folder: Path, n_rows: int, **changes: Any) -> Any:
         "output_dir": folder,
         "objective": "contrastive",
         "epochs": 1,
-        "min_steps": 30,
+        "min_steps": 60,
         "learning_rate": 3e-3,
         "max_length": 32,
         "precision": "float32",
@@ -97,11 +105,41 @@ def test_rows_of_a_label_come_nearer_and_the_head_tells_them_apart(
     _, before = encode()
     encoder, after = encode(adapter=tmp_path / "tuned")
     assert measure(after) > measure(before) + 0.1
-    assert (found.best_epoch, found.n_validation, found.history) == (30, 0, ())
+    assert (found.best_epoch, found.n_validation, found.history) == (60, 0, ())
     classifier = EmbedClassifier.from_finetuned(
         encoder, weight=found.head_weight, bias=found.head_bias, labels=NAMES
     )
     assert (classifier.predict(texts[24:]) == np.array(labels[24:])).mean() > 0.8
+
+
+def test_head_is_of_the_rows_and_names_have_a_part_in_the_weights(tiny_bert: Path, tmp_path: Path) -> None:
+    with_names, without = (
+        tune(tiny_bert, tmp_path / str(len(templates)), 24, label_templates=templates)
+        for templates in (["{label}"], [])
+    )
+    assert with_names.n_training == without.n_training == 24
+    texts, labels = make_rows(24)
+    vectors = TransformerEncoder(
+        tiny_bert, max_length=32, precision="float32", device="cpu", adapter=tmp_path / "1", layers=(-1,)
+    ).fit_transform(texts)
+    y = np.array([NAMES.index(label) for label in labels])
+    weight, _ = fit_head(np.asarray(vectors), y, n_labels=len(NAMES), class_weight=None)
+    np.testing.assert_allclose(with_names.head_weight, weight, atol=1e-3)
+    assert np.abs(with_names.head_weight - without.head_weight).max() > 1e-3
+
+
+def test_shared_trunk_reads_the_names_as_well(tiny_bert: Path, tmp_path: Path) -> None:
+    texts, _ = make_rows(24)
+    alone, shared = (
+        tune(tiny_bert, tmp_path / str(more is None), 24, method="upper", trunk_texts=more)
+        for more in (None, [*texts, "another"])
+    )
+    np.testing.assert_allclose(alone.head_weight, shared.head_weight, atol=1e-3)
+
+
+def test_template_without_a_label_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"label_templates has 'good', .*: put \{label\} where"):
+        tune(tiny_bert, tmp_path, 24, label_templates=["good"])
 
 
 def test_min_steps_makes_epochs_of_few_rows_more(tiny_bert: Path, tmp_path: Path) -> None:

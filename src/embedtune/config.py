@@ -148,6 +148,7 @@ class FinetuneSettings(_Part):
 
     objective: Literal["classification", "contrastive", "instruction"] = "classification"
     instruction: str = "Classify the text. Answer with one of: {options}."
+    label_templates: tuple[str, ...] = ("{label}", "This is {label}.")
     method: Literal["full", "upper", "lora"] = "full"
     n_upper_layers: int = Field(default=2, ge=1)
     lora_rank: int = Field(default=8, ge=1)

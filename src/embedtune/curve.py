@@ -25,7 +25,7 @@ STEP = "fit.curve"
 #: Few rows are gone through more often: five epochs of 24 rows would be five steps.
 MIN_STEPS = 100
 #: By contrast a step compares all pairs of its rows, so fewer steps do.
-CONTRASTIVE = {"objective": "contrastive", "epochs": 10, "min_steps": 20}
+CONTRASTIVE = {"objective": "contrastive", "epochs": 15, "min_steps": 20}
 
 
 def trace_curve(run: TaskRun, splits: Splits) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -38,6 +39,27 @@ def contrast(pooled: Tensor, labels: Tensor) -> Tensor:
     pairs = torch.ones_like(equal).triu(diagonal=1)
     kinds = [((cosines - 1) ** 2)[equal & pairs], (cosines**2)[~equal & pairs]]
     return sum((kind.mean() / 2 for kind in kinds if len(kind)), start=0.0 * cosines.sum())
+
+
+def write_label_texts(
+    label_names: Sequence[str], templates: Sequence[str]
+) -> tuple[list[str], NDArray[np.int64]]:
+    """Return texts made of the labels' names, and the position of the label that each is of.
+
+    A name without a letter, such as ``1``, says nothing and makes none.
+
+    Parameters
+    ----------
+    templates : sequence of str
+        Each holds ``{label}``, which becomes the name.
+
+    References
+    ----------
+    Tunstall et al., arXiv 2209.11055, make such texts where there are no rows; here they stand beside the rows.
+    """
+    speaking = [(name, number) for number, name in enumerate(label_names) if any(map(str.isalpha, name))]
+    texts = [template.replace("{label}", name) for name, _ in speaking for template in templates]
+    return texts, np.repeat([number for _, number in speaking], len(templates)).astype(np.int64)
 
 
 def fit_head(

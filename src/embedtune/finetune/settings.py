@@ -26,6 +26,7 @@ class Settings:
     label_names: tuple[str, ...]
     objective: str
     instruction: str
+    label_templates: tuple[str, ...]
     method: str
     n_upper_layers: int
     lora_rank: int
@@ -60,7 +61,10 @@ class Settings:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as JSON holds them."""
-        return {**asdict(self), "label_names": list(self.label_names)}
+        return asdict(self) | {
+            "label_names": list(self.label_names),
+            "label_templates": list(self.label_templates),
+        }
 
 
 def check_settings(settings: Settings) -> None:
@@ -87,6 +91,11 @@ def check_settings(settings: Settings) -> None:
         raise ConfigError(
             f"class_weight {settings.class_weight!r} is unknown{nearest}: set it to 'balanced' or None."
         )
+    for template in settings.label_templates:
+        if "{label}" not in template:
+            raise ConfigError(
+                f"label_templates has {template!r}, which names no label: put {{label}} where the name goes."
+            )
     check_pooling(settings.pooling)
     for name in ("n_upper_layers", "lora_rank", "epochs", "batch_size", "max_length", "patience"):
         value = getattr(settings, name)

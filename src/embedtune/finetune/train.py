@@ -23,7 +23,7 @@ from embedtune.embed.tokens import pick_pad_id, tokenize
 from embedtune.errors import ConfigError, DataError
 from embedtune.finetune import saved
 from embedtune.finetune.checkpoints import Epoch, find_last, open_checkpoints
-from embedtune.finetune.contrastive import fit_head
+from embedtune.finetune.contrastive import fit_head, write_label_texts
 from embedtune.finetune.folder import CHECKPOINTS, LOGS, hold_folder, publish, read_finished
 from embedtune.finetune.group import find_group
 from embedtune.finetune.instruction import tune_by_instruction
@@ -52,6 +52,7 @@ def fine_tune(
     groups: Sequence[Hashable] | None = None,
     objective: str = "classification",
     instruction: str = INSTRUCTION,
+    label_templates: Sequence[str] = ("{label}", "This is {label}."),
     method: str = "full",
     n_upper_layers: int = 2,
     lora_rank: int = 8,
@@ -93,9 +94,9 @@ def fine_tune(
     the epoch of highest macro-F1 there, of lowest log loss on a tie.
 
     By contrast, which suits few rows, the pooled vectors of a step's rows are drawn together where labels are equal and
-    apart where they aren't (`finetune.contrastive.contrast`); a logistic regression on the vectors of all rows is the
-    head then. All rows are trained on and the last epoch is kept: `head_learning_rate`, `validation_fraction` and
-    `patience` play no part.
+    apart where they aren't (`finetune.contrastive.contrast`), the labels' names among them; a logistic regression on
+    the vectors of all rows is the head then. All rows are trained on and the last epoch is kept: `groups`,
+    `head_learning_rate`, `validation_fraction` and `patience` play no part.
 
     By instruction a decoder learns to answer with the label: it is asked as the arm ``prompt`` asks it, and the loss
     is on the answer's tokens alone. There is no head then; all rows are trained on and the last epoch is kept, so
@@ -126,6 +127,9 @@ def fine_tune(
     objective : {"classification", "contrastive", "instruction"}
     instruction : str
         The question's first lines; holds ``{options}``, which becomes the labels.
+    label_templates : sequence of str
+        Texts that by contrast are read beside each label's rows; hold ``{label}``, which becomes the label's name.
+        Names without a letter make none.
     method : {"full", "upper", "lora"}
         Train all weights, the last `n_upper_layers` layers (not by instruction), or LoRA adapters.
     lora_targets : {"all-linear", "attention"}
@@ -198,6 +202,7 @@ def fine_tune(
         label_names=tuple(label_names),
         objective=objective,
         instruction=instruction,
+        label_templates=tuple(label_templates),
         method=method,
         n_upper_layers=n_upper_layers,
         lora_rank=lora_rank,
@@ -333,7 +338,12 @@ def _fit(
     from embedtune.finetune.loop import Rows, train_classifier  # the Trainer takes seconds to import
 
     device, precision = facts["device"], facts["precision"]
-    fraction = 0.0 if settings.objective == "contrastive" else settings.validation_fraction
+    n_given, fraction = len(texts), settings.validation_fraction
+    if settings.objective == "contrastive":
+        groups, fraction = None, 0.0
+        named, of_labels = write_label_texts(settings.label_names, settings.label_templates)
+        texts, y = [*texts, *named], np.concatenate([y, of_labels])
+        trunk_texts = None if trunk_texts is None else list(dict.fromkeys([*trunk_texts, *named]))
     training, validation = split_validation(y, groups=groups, fraction=fraction, seed=settings.seed)
     settings = settings.for_rows(len(training))
     tokenizer = description.tokenizer
@@ -384,27 +394,29 @@ def _fit(
             callbacks=callbacks,
         )
         if settings.objective == "contrastive":
-            _fit_head(model, rows._replace(trunk=trunk), settings, device=device, precision=precision)
+            _fit_head(
+                model, rows._replace(trunk=trunk), n_given, settings, device=device, precision=precision
+            )
     trained = trained._replace(seconds=trained.seconds + trunk_seconds)
     found = {
         **_describe_training(model, trained),
         "epochs": settings.epochs,
         "trunk_seconds": round(trunk_seconds, 3),
-        "n_training": len(training),
+        "n_training": n_given - len(validation),
         "n_validation": len(validation),
     }
     find_group().ask_leader(lambda: _save(model, folder, settings=settings, facts={**facts, **found}))
 
 
 def _fit_head(
-    model: PooledClassifier, rows: Rows, settings: Settings, *, device: str, precision: str
+    model: PooledClassifier, rows: Rows, n_given: int, settings: Settings, *, device: str, precision: str
 ) -> None:
-    """Put a logistic regression on the rows' vectors in the place of the head."""
+    """Put a logistic regression on the vectors of the rows that were given, the first, in the place of the head."""
     from embedtune.finetune.loop import pool_rows
 
     weight, bias = fit_head(
-        pool_rows(model, rows, device=device, precision=precision),
-        rows.labels,
+        pool_rows(model, rows, device=device, precision=precision)[:n_given],
+        rows.labels[:n_given],
         n_labels=len(settings.label_names),
         class_weight=settings.class_weight,  # type: ignore[arg-type]
     )
