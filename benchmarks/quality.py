@@ -279,14 +279,7 @@ def draw(rows: list[dict[str, Any]]) -> str:
                     _say_mean([row["calibration_error"] for row in cells[CHOSEN, d]]) for d in data
                 ],
                 "of a perfect one with so many rows": [
-                    _say_mean(
-                        [
-                            row["calibration_error_by_chance"]
-                            for row in cells[CHOSEN, d]
-                            if "calibration_error_by_chance" in row
-                        ]
-                    )
-                    for d in data
+                    _say_mean([row["calibration_error_by_chance"] for row in cells[CHOSEN, d]]) for d in data
                 ],
                 "coverage of 90 % sets": [
                     _say_mean([row["sets"]["covered"] for row in cells[CHOSEN, d]]) for d in data
