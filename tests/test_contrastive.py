@@ -142,6 +142,17 @@ def test_template_without_a_label_is_refused(tiny_bert: Path, tmp_path: Path) ->
         tune(tiny_bert, tmp_path, 24, label_templates=["good"])
 
 
+def test_recipe_with_such_a_template_is_refused_before_anything_runs(tiny_bert: Path, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "moves.csv")
+    recipe = write_recipe(tmp_path / "tiny.yaml", model=tiny_bert, data=rows, store=tmp_path / "store")
+    words = ["run", str(recipe), "finetune.label_templates=[good]", "--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2
+    told = "finetune.label_templates has 'good', which names no label: put {label}"
+    assert told in " ".join(result.output.split())
+    assert not (tmp_path / "run").exists()
+
+
 def test_min_steps_makes_epochs_of_few_rows_more(tiny_bert: Path, tmp_path: Path) -> None:
     few = tune(tiny_bert, tmp_path / "few", 24, objective="classification", batch_size=8, min_steps=7)
     assert few.best_epoch == 3

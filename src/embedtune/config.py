@@ -19,6 +19,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -172,6 +173,17 @@ class FinetuneSettings(_Part):
     quantization: Literal["none", "int8", "nf4"] = "none"
     optimizer: Literal["adamw", "paged_adamw"] = "adamw"
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+    @field_validator("label_templates")
+    @classmethod
+    def _check_label_templates(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        for template in templates:
+            if "{label}" not in template:
+                raise ValueError(
+                    f"finetune.label_templates has {template!r}, which names no label: "
+                    "put {label} where the name goes"
+                )
+        return templates
 
     @property
     def leaves_head(self) -> bool:
