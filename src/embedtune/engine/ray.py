@@ -329,10 +329,10 @@ def _set_up_ray_data() -> Iterator[None]:
         "target_max_block_size": 1,
         "max_consecutive_actor_init_deaths": MAX_FAILURES,
     }
-    before = {name: getattr(context, name) for name in settings if hasattr(context, name)}
+    before = {name: getattr(context, name) for name in settings}
     levels = {name: logging.getLogger(name).level for name in ("ray.data", "ray.train", "ray.tune")}
-    for name in before:  # older releases lack the last
-        setattr(context, name, settings[name])
+    for name, value in settings.items():
+        setattr(context, name, value)
     for name in levels:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
