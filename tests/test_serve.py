@@ -25,9 +25,10 @@ from embedtune.classifier import EmbedClassifier
 from embedtune.embed.lexical import LexicalEncoder
 from embedtune.errors import BundleError, ConfigError
 from embedtune.serve import models as models_module
+from embedtune.serve.connections import Connection
 from embedtune.serve.limits import Limits
 from embedtune.serve.models import load_models
-from embedtune.serve.run import bind_address, read_key
+from embedtune.serve.run import Server, bind_address, read_key
 from embedtune.serve.words import find_spans, leave_out
 from serve_cases import LABELS, TEXTS, fit_bert, run_server, wait_until
 
@@ -520,6 +521,25 @@ def test_closing_server_refuses_and_finishes(classifier):
         assert [answer.result().status_code for answer in accepted] == [200, 200]
     expect_error(refused, 503, "the server is stopping: ask another one.", code="stopping")
     expect_error(ready, 503, "the server is stopping.", code="stopping")
+
+
+def test_request_of_a_connection_taken_just_before_the_end_is_answered(lexical, monkeypatch):
+    taken = threading.Event()
+    make = Connection.connection_made
+
+    def take(self, transport):
+        make(self, transport)
+        taken.set()
+        time.sleep(0.5)  # in which the request comes, and isn't read
+
+    async def wait(self):
+        while not taken.is_set():
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(Connection, "connection_made", take)
+    monkeypatch.setattr(Server, "main_loop", wait)
+    with run_server({"lexical": lexical}) as running:
+        assert running.post("/v1/predict", {"input": "sales rose"}).status_code == 200
 
 
 def test_bundles_are_named_by_folder_or_by_hand(lexical, classifier, tmp_path):

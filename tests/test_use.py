@@ -88,6 +88,7 @@ class Place:
             "HF_TOKEN": "hf_right",
         }
         hub |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+        hub |= {"RAY_ADDRESS": "local"}  # not a cluster that runs here, such as that of other tests
         path = f"{Path('bin').absolute()}{os.pathsep}{os.environ['PATH']}"
         environment = {**os.environ, **hub, "PATH": path}
         done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True)

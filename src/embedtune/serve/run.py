@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import gc
 import logging
@@ -42,6 +43,9 @@ BACKLOG = 2048
 #: Files that the server itself may have open: libraries, weights, the listener.
 _OWN_FILES = 256
 
+#: Turns of the event loop in which a waiting connection is taken, set up and read; it needs five.
+_READING_TURNS = 10
+
 log = logging.getLogger(__name__)
 
 
@@ -59,6 +63,17 @@ class Server(uvicorn.Server):
             self.force_exit = True
         self.should_exit = True
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take what waits to be taken, then nothing more; read what was sent, and end once it is answered.
+
+        uvicorn alone would reset connections whose request has come and isn't read yet.
+        """
+        await _let_loop_turn()
+        for server in self.servers:
+            server.close()
+        await _let_loop_turn()
+        await super().shutdown(sockets)
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Handle signals, and don't raise them again: stopping when told to is no failure."""
@@ -71,6 +86,11 @@ class Server(uvicorn.Server):
         finally:
             for sig, handler in before.items():
                 signal.signal(sig, handler)
+
+
+async def _let_loop_turn() -> None:
+    for _ in range(_READING_TURNS):
+        await asyncio.sleep(0.01)
 
 
 def serve(
