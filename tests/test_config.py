@@ -345,6 +345,15 @@ def test_prompt_settings_that_cannot_work_are_refused(overrides: list[str], mess
     assert fail(*overrides) == f"1 problem in recipe demo: {message}."
 
 
+def test_labels_that_yaml_reads_as_numbers_are_the_labels_texts() -> None:
+    for given, expected in [
+        ("{0: down, 1: up}", {"0": "down", "1": "up"}),
+        ("{false: down, true: up}", {"false": "down", "true": "up"}),
+    ]:
+        settings = read_recipe("demo").resolve([f"prompt.options={given}"])
+        assert build_experiment(settings, where="here").prompt.options == expected
+
+
 def test_prompt_has_the_librarys_defaults() -> None:
     library = PromptClassifier().get_params()
     for name, value in PromptConfig().model_dump().items():

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import safetensors
 from typer.testing import CliRunner
@@ -76,6 +77,18 @@ def test_wrong_column_can_be_put_right_in_the_same_folder(tmp_path: Path) -> Non
     ]
     refuse(*command, "--text-column", "txet")
     assert call(*command, "--text-column", "body").exit_code == 0
+
+
+def test_label_names_are_those_of_the_run(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(
+        "text,label\n" + GOOD.replace(",up\n", ",1\n").replace(",down\n", ",0\n"), encoding="utf-8"
+    )
+    command = ["run", "--data", path, "--out", tmp_path / "run", "--until", "prepare", "--label-names"]
+    assert "--label-names has 'up', which isn't LABEL=NAME: write it as" in refuse(*command, "up,0=down")
+    assert "names the label '2', which no row has: the labels are 0, 1." in refuse(*command, "2=up")
+    assert call(*command, "1=up, 0=down").exit_code == 0
+    assert set(pd.read_parquet(tmp_path / "run" / "data" / "splits.parquet")["label"]) == {"up", "down"}
 
 
 def test_all_unknown_settings_are_told_at_once(tmp_path: Path) -> None:

@@ -64,6 +64,32 @@ def test_load_dataset_names_integer_labels_in_decimal(tmp_path: Path, suffix: st
     assert load_dataset(path).labels == ("2", "0", "1")
 
 
+def test_load_dataset_calls_labels_by_their_names(tmp_path: Path) -> None:
+    path = write_frame(tmp_path / "news.csv", pd.DataFrame({"text": TEXTS, "label": [2, 0, 1]}))
+    rows = load_dataset(path, label_names={"0": "down", "1": " up "})
+    assert rows.labels == ("2", "down", "up")
+    assert rows.texts == load_dataset(path).texts
+
+
+@pytest.mark.parametrize(
+    ("label_names", "message"),
+    [
+        ({"3": "up"}, "label_names names the label '3', which no row has: the labels are 0, 1, 2."),
+        ({"0": " "}, "label_names leaves the label '0' without a name: give it one."),
+        (
+            {"0": "down", "1": "down"},
+            "label_names calls both '0' and '1' 'down': give each label a name of its own.",
+        ),
+        ({"0": "1"}, "label_names calls both '0' and '1' '1': give each label a name of its own."),
+    ],
+)
+def test_load_dataset_label_names_that_cannot_be(
+    tmp_path: Path, label_names: dict[str, str], message: str
+) -> None:
+    path = write_frame(tmp_path / "news.csv", pd.DataFrame({"text": TEXTS, "label": [2, 0, 1]}))
+    assert refuse(path, label_names=label_names) == message
+
+
 def test_load_dataset_names_whole_floats_as_integers(tmp_path: Path) -> None:
     path = write_frame(tmp_path / "news.parquet", pd.DataFrame({"text": TEXTS, "label": [2.0, None, 0.5]}))
     rows = load_dataset(path)

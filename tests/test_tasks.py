@@ -126,6 +126,7 @@ def test_load_dataset_sst2_folder_takes_dev_rows_as_test(tmp_path: Path) -> None
     (tmp_path / "dev.tsv").write_text("label\tcontent\n1\tgood\n", encoding="utf-8")
     rows = load_dataset(tmp_path, task="sst2")
     assert rows.texts == ('" fun', "dull", "good")
+    assert rows.labels == ("positive", "negative", "positive")
     assert rows.split == ("train", "train", "test")
 
 
@@ -207,7 +208,7 @@ def test_load_dataset_task_with_options_that_do_not_fit(options: dict[str, str],
         ("gold_sentiment", 10_570, {"positive": 4412, "negative": 3814, "none": 1968, "neutral": 376}),
         ("gold_yes_no", 42_280, {"yes": 4412 + 444 + 3912 + 2001, "no": 42_280 - 4412 - 444 - 3912 - 2001}),
         ("fiqa", 1173, {"positive": 719, "negative": 363, "neutral": 91}),
-        ("sst2", 67_349 + 872, {"1": 37_569 + 444, "0": 29_780 + 428}),
+        ("sst2", 67_349 + 872, {"positive": 37_569 + 444, "negative": 29_780 + 428}),
         ("mr", 10_662, {"pos": 5331, "neg": 5331}),
     ],
 )

@@ -52,6 +52,16 @@ _PASSWORD = re.compile(r"([\w+.-]+)://[^/\s@]*:(?!\d*/)[^\s@]+@")
 Address = Annotated[str, AfterValidator(_check_address)]
 
 
+def _spell_labels(words: object) -> object:
+    """Return a mapping whose keys are labels as `read_label` has them: YAML reads ``0: negative`` as a number's."""
+    if not isinstance(words, dict):
+        return words
+    return {str(key).lower() if isinstance(key, bool | int) else key: word for key, word in words.items()}
+
+
+LabelWords = Annotated[dict[str, str], BeforeValidator(_spell_labels)]
+
+
 class SourceConfig(_Part):
     """Where one task's labelled texts come from: the arguments of `load_dataset`, and a file of corrected `labels`."""
 
@@ -67,6 +77,7 @@ class SourceConfig(_Part):
     hub_split: str = "train"
     hub_test_split: str | None = None
     encoding: str | None = None
+    label_names: LabelWords = {}
     labels: Address | None = None
 
 
@@ -293,7 +304,7 @@ class PromptConfig(_Part):
     endpoint: str | None = None
     n_examples: int = Field(default=0, ge=0)
     instruction: str = "Classify the text. Answer with one of: {options}."
-    options: dict[str, str] = {}
+    options: LabelWords = {}
     max_length: int = Field(default=512, ge=4)
     normalisation: Literal["sum", "mean"] = "sum"
     calibrate: bool = False

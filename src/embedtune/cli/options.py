@@ -36,6 +36,9 @@ Data = Annotated[
 ]
 TextColumn = Annotated[str | None, typer.Option("--text-column", help="Column of the texts.")]
 LabelColumn = Annotated[str | None, typer.Option("--label-column", help="Column of the labels.")]
+LabelNames = Annotated[
+    str | None, typer.Option("--label-names", help="What labels are called: 0=negative,1=positive.")
+]
 GroupColumn = Annotated[
     str | None, typer.Option("--group-column", help="Rows with equal values stay on one side.")
 ]

@@ -21,6 +21,7 @@ from embedtune.cli.options import (
     HubSplit,
     HubTestSplit,
     LabelColumn,
+    LabelNames,
     Labels,
     Out,
     Quiet,
@@ -62,6 +63,7 @@ def run(
     data: Data = None,
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
+    label_names: LabelNames = None,
     group_column: GroupColumn = None,
     time_column: TimeColumn = None,
     source_column: SourceColumn = None,
@@ -87,12 +89,13 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Run an experiment, or go on with it, and report whether fine-tuning is worth it."""
-    source = {
+    source: dict[str, Any] = {
         "source": data, "text_column": text_column, "label_column": label_column, "group_column": group_column,
         "time_column": time_column, "source_column": source_column, "task": task, "test_source": test_data,
         "hub_config": hub_config, "hub_split": hub_split, "hub_test_split": hub_test_split, "encoding": encoding,
     }  # fmt: skip
     with report_errors(debug):
+        source["label_names"] = None if label_names is None else _read_label_names(label_names)
         experiment = read_experiment(
             words or [], {key: value for key, value in source.items() if value is not None}, labels=labels
         )
@@ -218,6 +221,18 @@ def name_recipe(words: list[str]) -> str | None:
             f"{len(names)} recipes named ({', '.join(names)}): name one, and write settings as key=value."
         )
     return names[0] if names else None
+
+
+def _read_label_names(given: str) -> dict[str, str]:
+    names = {}
+    for pair in given.split(","):
+        label, equals, name = pair.partition("=")
+        if not equals:
+            raise ConfigError(
+                f"--label-names has '{pair.strip()}', which isn't LABEL=NAME: write it as 0=negative,1=positive."
+            )
+        names[label.strip()] = name.strip()
+    return names
 
 
 def _name_task(source: dict[str, Any]) -> str:

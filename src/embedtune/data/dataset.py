@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from embedtune.errors import DataError
+from embedtune.errors import DataError, suggest_nearest
 
 T = TypeVar("T")
 
@@ -74,6 +74,32 @@ class TextDataset:
     def label_names(self) -> tuple[str, ...]:
         """The distinct labels, sorted."""
         return tuple(sorted(set(self.labels)))
+
+    def name_labels(self, names: Mapping[str, str]) -> TextDataset:
+        """Return the rows with labels called as `names` says; labels that it leaves out keep their names.
+
+        Raises
+        ------
+        DataError
+            If no row has a label that is named, a name is empty, or two labels would bear one name.
+        """
+        present = self.label_names
+        for label, name in names.items():
+            if label not in present:
+                raise DataError(
+                    f"label_names names the label '{label}', which no row has{suggest_nearest(label, present)}: "
+                    f"the labels are {', '.join(present[:20])}."
+                )
+            if not name.strip():
+                raise DataError(f"label_names leaves the label '{label}' without a name: give it one.")
+        called = {label: names.get(label, label).strip() for label in present}
+        for label, name in called.items():
+            others = [other for other in present if other != label and called[other] == name]
+            if others:
+                raise DataError(
+                    f"label_names calls both '{label}' and '{others[0]}' '{name}': give each label a name of its own."
+                )
+        return replace(self, labels=tuple(called[label] for label in self.labels))
 
     def take(self, rows: Sequence[int]) -> TextDataset:
         """Return the given rows, in the order given."""

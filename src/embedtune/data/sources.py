@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -32,6 +32,7 @@ def load_dataset(
     hub_split: str = "train",
     hub_test_split: str | None = None,
     encoding: str | None = None,
+    label_names: Mapping[str, str] | None = None,
 ) -> TextDataset:
     """Read labelled texts.
 
@@ -56,6 +57,9 @@ def load_dataset(
         Which configuration and splits of a Hub data set to read; `hub_test_split` gives the test rows.
     encoding : str, optional
         Of text files; detected by default.
+    label_names : mapping of str to str, optional
+        What labels are called from here on, where the source has numbers or abbreviations:
+        ``{"0": "negative", "1": "positive"}``.
 
     Returns
     -------
@@ -74,7 +78,8 @@ def load_dataset(
                 f"task '{task or name}' knows its own columns: leave out text_column, label_column, group_column, "
                 "time_column and source_column, or leave out the task."
             )
-        return _load_known(name, task, encoding=encoding, test_source=test_source)
+        rows = _load_known(name, task, encoding=encoding, test_source=test_source)
+        return rows.name_labels(label_names or {})
     read, is_file = _choose_reader(name, hub_config=hub_config, encoding=encoding)
     frames = [read(hub_split)]
     if test_source is not None:
@@ -103,7 +108,8 @@ def load_dataset(
     ]
     if not any(part.texts for part in parts):
         raise DataError(f"{names[0]} has no row with both a text and a label: check the two columns.")
-    return join_rows(parts, name=Path(name).stem if is_file else name)
+    rows = join_rows(parts, name=Path(name).stem if is_file else name)
+    return rows.name_labels(label_names or {})
 
 
 def _load_known(

@@ -31,6 +31,8 @@ GOLD_QUESTIONS = {
     "Asset Comparision": "Does the news headline compare gold with any other asset?",
 }
 
+#: What GLUE's numbers mean.
+SST2_NAMES = {"0": "negative", "1": "positive"}
 
 SUJET = "sujet-ai/Sujet-Finance-Instruct-177k"
 
@@ -211,10 +213,10 @@ def name_fiqa_score(score: float) -> str:
 
 
 def _load_sst2(path: Path, encoding: str | None) -> TextDataset:
-    if path.is_file():
-        return _load_tables([path], _find_sst2_column(path, encoding), "label", encoding=encoding)
-    paths = [path / "train.tsv", path / "dev.tsv"]
-    return _load_tables(paths, [_find_sst2_column(p, encoding) for p in paths], "label", encoding=encoding)
+    paths = [path] if path.is_file() else [path / "train.tsv", path / "dev.tsv"]
+    columns = [_find_sst2_column(p, encoding) for p in paths]
+    rows = _load_tables(paths, columns, "label", encoding=encoding)
+    return rows.name_labels({k: name for k, name in SST2_NAMES.items() if k in rows.label_names})
 
 
 def _find_sst2_column(path: Path, encoding: str | None) -> str:
