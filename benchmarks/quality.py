@@ -45,7 +45,10 @@ DATA = {
     "phrasebank_allagree": ["--data", f"{PHRASEBANK}/Sentences_AllAgree.txt"],
     "phrasebank_50agree": ["--data", f"{PHRASEBANK}/Sentences_50Agree.txt"],
     "gold_sentiment": ["--data", "gold_sentiment"],
-    "twitter": ["--data", f"{TWITTER}/sent_train.csv", "--test-data", f"{TWITTER}/sent_valid.csv"],
+    "twitter": [
+        *("--data", f"{TWITTER}/sent_train.csv", "--test-data", f"{TWITTER}/sent_valid.csv"),
+        *("--label-names", "0=bearish,1=bullish,2=neutral"),
+    ],
     "sst2": ["--data", "sst2", "prepare.max_rows=10000"],
     "r8": ["--data", "r8"],
 }
