@@ -135,11 +135,11 @@ def test_server_that_stays_busy_is_given_up() -> None:
 
 def test_server_that_does_not_answer_in_time_is_asked_again() -> None:
     def respond(content: dict[str, Any], number: int) -> Response:
-        time.sleep(0.6 if number == 1 else 0)
+        time.sleep(3 if number == 1 else 0)
         return complete("up")
 
     with serve(respond) as server:
-        assert Endpoint(server.url, timeout=0.3, pause=0.01).ask(HELLO, max_tokens=4) == [Reply("up", {})]
+        assert Endpoint(server.url, timeout=1.5, pause=0.01).ask(HELLO, max_tokens=4) == [Reply("up", {})]
         assert len(server.questions) == 2
 
 

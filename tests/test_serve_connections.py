@@ -15,7 +15,7 @@ from embedtune.serve.limits import Limits
 from embedtune.serve.run import allow_files
 from serve_cases import LABELS, TEXTS, run_server, start_command, wait_until
 
-SECONDS = 0.5
+SECONDS = 1.0
 HEAD = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\n"
 BODY = b'{"input": "sales rose"}'
 WHOLE = HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
@@ -78,10 +78,10 @@ def test_half_a_request_is_refused_in_time_and_counted(running, part, path, sent
                 time.sleep(SECONDS / 4)
                 connection.sendall(b" " if part == "body" and b"chunked" not in sent else b"x")
         status, error = split(read_all(connection))
-    assert SECONDS * 0.9 < time.monotonic() - started < 10
+    assert SECONDS * 0.9 < time.monotonic() - started < 20
     assert status == 408
     assert error == {
-        "message": f"the request's {part} wasn't whole after 0.5 s: send it at once.",
+        "message": f"the request's {part} wasn't whole after 1 s: send it at once.",
         "type": "invalid_request_error",
         "param": None,
         "code": "too_slow",
@@ -103,7 +103,7 @@ def test_rest_of_a_body_that_nobody_reads_is_not_waited_for(running):
         assert connection.recv(65536).startswith(b"HTTP/1.1 200")
         connection.sendall(b"half")
         assert b"408" not in read_all(connection)
-    assert time.monotonic() - started < 4  # uvicorn alone waits for ever
+    assert time.monotonic() - started < 20  # uvicorn alone waits for ever
 
 
 def test_what_is_no_http_is_told_in_the_shape_of_errors(running):
@@ -170,5 +170,5 @@ def test_thousands_of_half_requests_keep_nobody_out(lexical, tmp_path):
                     started = time.monotonic()
                     connection.sendall(WHOLE)
                     assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK")
-                    assert time.monotonic() - started < 3
+                    assert time.monotonic() - started < 8  # the default time for a request is 10
         assert said.read_text().count("\n") == 1
