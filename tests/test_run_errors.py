@@ -86,6 +86,7 @@ def test_label_names_are_those_of_the_run(tmp_path: Path) -> None:
     )
     command = ["run", "--data", path, "--out", tmp_path / "run", "--until", "prepare", "--label-names"]
     assert "--label-names has 'up', which isn't LABEL=NAME: write it as" in refuse(*command, "up,0=down")
+    assert "--label-names names the label '1' twice: leave one out." in refuse(*command, "1=up,1=down")
     assert "names the label '2', which no row has: the labels are 0, 1." in refuse(*command, "2=up")
     assert call(*command, "1=up, 0=down").exit_code == 0
     assert set(pd.read_parquet(tmp_path / "run" / "data" / "splits.parquet")["label"]) == {"up", "down"}

@@ -68,6 +68,7 @@ def test_load_dataset_calls_labels_by_their_names(tmp_path: Path) -> None:
     path = write_frame(tmp_path / "news.csv", pd.DataFrame({"text": TEXTS, "label": [2, 0, 1]}))
     rows = load_dataset(path, label_names={"0": "down", "1": " up "})
     assert rows.labels == ("2", "down", "up")
+    assert load_dataset(path, label_names={0: "down", 1: "up"}) == rows
     assert rows.texts == load_dataset(path).texts
 
 

@@ -224,13 +224,15 @@ def name_recipe(words: list[str]) -> str | None:
 
 
 def _read_label_names(given: str) -> dict[str, str]:
-    names = {}
+    names: dict[str, str] = {}
     for pair in given.split(","):
         label, equals, name = pair.partition("=")
         if not equals:
             raise ConfigError(
                 f"--label-names has '{pair.strip()}', which isn't LABEL=NAME: write it as 0=negative,1=positive."
             )
+        if label.strip() in names:
+            raise ConfigError(f"--label-names names the label '{label.strip()}' twice: leave one out.")
         names[label.strip()] = name.strip()
     return names
 

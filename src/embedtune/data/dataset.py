@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from embedtune.errors import DataError, suggest_nearest
 
@@ -75,8 +75,10 @@ class TextDataset:
         """The distinct labels, sorted."""
         return tuple(sorted(set(self.labels)))
 
-    def name_labels(self, names: Mapping[str, str]) -> TextDataset:
+    def name_labels(self, names: Mapping[Any, str]) -> TextDataset:
         """Return the rows with labels called as `names` says; labels that it leaves out keep their names.
+
+        Numbers among its keys stand for their decimal text, as in `labels`.
 
         Raises
         ------
@@ -84,6 +86,7 @@ class TextDataset:
             If no row has a label that is named, a name is empty, or two labels would bear one name.
         """
         present = self.label_names
+        names = {str(label): name for label, name in names.items()}
         for label, name in names.items():
             if label not in present:
                 raise DataError(

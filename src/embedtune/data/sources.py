@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -32,7 +33,7 @@ def load_dataset(
     hub_split: str = "train",
     hub_test_split: str | None = None,
     encoding: str | None = None,
-    label_names: Mapping[str, str] | None = None,
+    label_names: Mapping[Any, str] | None = None,
 ) -> TextDataset:
     """Read labelled texts.
 
@@ -57,9 +58,9 @@ def load_dataset(
         Which configuration and splits of a Hub data set to read; `hub_test_split` gives the test rows.
     encoding : str, optional
         Of text files; detected by default.
-    label_names : mapping of str to str, optional
+    label_names : mapping of label to str, optional
         What labels are called from here on, where the source has numbers or abbreviations:
-        ``{"0": "negative", "1": "positive"}``.
+        ``{0: "negative", 1: "positive"}``.
 
     Returns
     -------
